@@ -1,0 +1,97 @@
+"""What can go wrong, as one tree.
+
+::
+
+    LungstreamsError
+     +-- ScanError                 the file that was sent
+     |    +-- UnreadableScan       not an image, truncated, empty, undecodable compression, no pixels
+     |    +-- UnsupportedScan      an image, but not one that this pipeline reads (frames, modality, ...)
+     |    +-- ScanTooLarge         over a limit; raised before anything is decoded
+     |    +-- ScanTooSmall
+     +-- GeometryError             an array whose shape does not fit the scan that it belongs to
+     +-- RequestError              a modality, threshold or output name that the pipeline does not have
+     +-- ServerError               Triton
+     |    +-- ServerUnreachable    nothing answers at that address
+     |    +-- ServerNotReady       it answers, but a model is not loaded
+     |    +-- ServerMismatch       its models are not those of `serving.pipeline`
+     |    +-- InferenceFailed      it refused or failed the request
+     |    +-- ServerStartError     the embedded server could not be started
+     +-- RepositoryError           a folder that is no model repository of ours
+     +-- ExportError               a model that may not be published
+     |    +-- ParityError          Keras and ONNX Runtime disagree
+     +-- DatasetError              training data that is missing or not as its manifest says
+
+Messages say what was expected and what came.
+"""
+
+
+class LungstreamsError(Exception):
+    """Base of everything that lungstreams raises on purpose."""
+
+
+class ScanError(LungstreamsError):
+    """The file that was sent can not be used."""
+
+
+class UnreadableScan(ScanError):
+    """Not an image, or one that can not be decoded."""
+
+
+class UnsupportedScan(ScanError):
+    """A readable file that is not a scan which this pipeline takes."""
+
+
+class ScanTooLarge(ScanError):
+    """Over a limit of `serving.scans`; raised before decoding."""
+
+
+class ScanTooSmall(ScanError):
+    """Too few pixels to say anything about."""
+
+
+class GeometryError(LungstreamsError):
+    """An array whose shape does not fit the scan it belongs to."""
+
+
+class RequestError(LungstreamsError):
+    """A modality, threshold or output that the pipeline does not have."""
+
+
+class ServerError(LungstreamsError):
+    """Something about Triton."""
+
+
+class ServerUnreachable(ServerError):
+    """Nothing answers at the address."""
+
+
+class ServerNotReady(ServerError):
+    """The server answers, but a model is not loaded."""
+
+
+class ServerMismatch(ServerError):
+    """The server's models are not those of `serving.pipeline`."""
+
+
+class InferenceFailed(ServerError):
+    """The server refused or failed the request."""
+
+
+class ServerStartError(ServerError):
+    """The embedded server could not be started."""
+
+
+class RepositoryError(LungstreamsError):
+    """A folder that is no model repository of ours."""
+
+
+class ExportError(LungstreamsError):
+    """A model that may not be published."""
+
+
+class ParityError(ExportError):
+    """Keras and ONNX Runtime disagree on the same inputs."""
+
+
+class DatasetError(LungstreamsError):
+    """Training data that is missing or not as its manifest says."""
