@@ -1,0 +1,149 @@
+"""The page's style sheet. Colours come from `demo.style`'s theme through Gradio's own variables."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from serving.labels import STREAMS
+
+_LAYERS: Final = "\n".join(
+    f'#layers label:has(input[name="{stream.name}"]) {{ --c: rgb{stream.colour_rgb}; }}' for stream in STREAMS
+)
+
+CSS: Final = """
+:root { color-scheme: dark; }
+.gradio-container { max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
+.gradio-container .main.app { padding: 20px 32px 36px !important; max-width: 1440px; }
+.gradio-container main { padding: 0 !important; gap: 14px; }
+.gradio-container .html-container { padding: 0; }
+.gradio-container :is(.block, section) :is(h1, h2, p, ul) { margin: 0; padding: 0; }
+.gradio-container strong { font-weight: 700; }
+.gradio-container :is(button, input, a, [tabindex], label:focus-within):focus-visible {
+  outline: 2px solid var(--color-accent) !important; outline-offset: 2px;
+}
+
+/* The masthead */
+.ls-masthead { display: flex !important; flex-wrap: wrap; align-items: center !important; gap: 10px 24px !important;
+  justify-content: space-between; padding-bottom: 14px; border-bottom: 1px solid var(--border-color-primary); }
+.ls-masthead > * { width: auto !important; flex: 0 1 auto !important; margin: 0 !important; }
+.ls-header { display: flex; gap: 14px; align-items: center; }
+.ls-mark { width: 42px; height: 42px; flex: none; fill: none; stroke: var(--color-accent); stroke-width: 1.8;
+  stroke-linecap: round; stroke-linejoin: round; }
+.gradio-container .ls-header h1 { font-size: 24px; line-height: 1.15; font-weight: 700; letter-spacing: -0.01em; }
+.ls-tagline { color: var(--body-text-color-subdued); font-size: 14px; line-height: 1.4; }
+.ls-pill { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: baseline; font-size: 13px; }
+.ls-pill > span::before { content: ""; display: inline-block; width: 8px; height: 8px; border-radius: 50%;
+  margin-right: 8px; background: var(--state); }
+.ls-pill-up { --state: #58c594; }
+.ls-pill-down { --state: #e8746d; }
+.gradio-container code { font-family: var(--font-mono); font-size: 0.92em; color: var(--body-text-color-subdued);
+  background: none; border: 0; padding: 0; overflow-wrap: anywhere; }
+
+/* Messages */
+.ls-banner, .ls-alert { border: 1px solid var(--error-border-color); border-left-width: 4px; border-radius: 8px;
+  background: var(--error-background-fill); color: var(--error-text-color); padding: 12px 16px; font-size: 14px;
+  line-height: 1.5; overflow-wrap: anywhere; }
+.gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
+.ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: #f6dfa6;
+  background: #2b2415; border: 1px solid #54461f; }
+.gradio-container .ls-disclaimer strong { font-weight: 700; color: inherit; }
+
+/* Two columns: what goes in, what comes out */
+.ls-bench { display: grid !important; grid-template-columns: 316px minmax(0, 1fr); gap: 20px !important;
+  align-items: start; }
+.ls-reading { display: grid !important; grid-template-columns: minmax(0, 1.08fr) minmax(0, 1fr);
+  gap: 14px 20px !important; align-items: start; }
+.ls-bench > *, .ls-reading > * { min-width: 0 !important; width: 100%; }
+.ls-input { gap: 14px !important; }
+.ls-result, .ls-findings, .ls-viewer { gap: 14px !important; }
+
+/* Input */
+#scan { min-height: 148px; }
+.ls-examples { gap: 8px !important; }
+.gradio-container .ls-small { font-size: 14px; font-weight: 700; color: var(--body-text-color); }
+.gradio-container .ls-example { justify-content: flex-start; gap: 12px; padding: 6px 12px 6px 6px; min-height: 56px;
+  border: 1px solid var(--border-color-primary); border-radius: 8px; font-size: 14px; font-weight: 500; }
+.gradio-container .ls-example .button-icon { width: 44px; height: 44px; object-fit: cover; border-radius: 5px;
+  margin: 0; background: #05080a; max-width: none; }
+#go { min-height: 46px; font-size: 16px; font-weight: 700; }
+.ls-note { color: var(--body-text-color-subdued); font-size: 13px; line-height: 1.5; }
+
+/* The film */
+#overlay { background: #05080a; border-color: var(--border-color-primary); min-height: 280px; }
+#overlay img { width: 100%; height: auto; max-height: min(62vh, 560px); object-fit: contain; background: #05080a; }
+#overlay .image-container { background: #05080a; }
+#overlay .empty { min-height: min(46vh, 420px); color: #566872; display: flex;
+  flex-direction: column; gap: 10px; }
+#overlay .empty::after { content: "Upload a scan, or try a phantom"; font-size: 14px;
+  color: var(--body-text-color-subdued); }
+#layers-box .styler { gap: 0; background: var(--block-background-fill); }
+#layers .wrap { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 8px; }
+#layers label { gap: 0; }
+#layers label::before { content: ""; order: 1; width: 12px; height: 12px; border-radius: 3px; flex: none;
+  background: var(--c); margin-left: 8px; }
+#layers label > span { order: 2; }
+@LAYERS@
+.ls-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; background: var(--c); flex: none; }
+.ls-note .ls-swatch { width: 10px; height: 10px; background: none; border: 2px solid var(--c); margin-right: 5px;
+  vertical-align: -1px; }
+
+/* Findings */
+.ls-card { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  border-radius: 10px; padding: 14px 18px 18px; }
+.ls-heading { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 2px 12px;
+  margin-bottom: 10px; }
+.gradio-container .ls-heading h2 { font-size: 16px; font-weight: 700; line-height: 1.3; }
+.ls-heading span, .ls-quiet { color: var(--body-text-color-subdued); font-size: 13px; }
+.ls-lead { font-size: 14px; color: var(--body-text-color-subdued); padding-bottom: 10px !important; }
+.gradio-container .ls-lead strong { color: var(--body-text-color); font-weight: 700; }
+.gradio-container ul.ls-rows { list-style: none; display: grid; gap: 11px; }
+.gradio-container li.ls-row { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 5px 12px; margin: 0;
+  align-items: center; font-size: 14px; line-height: 1.35; color: var(--body-text-color); }
+.ls-name { display: flex; gap: 9px; align-items: center; }
+.ls-value { font-variant-numeric: tabular-nums; text-align: right; }
+.ls-top .ls-name, .ls-top .ls-value { font-weight: 700; }
+.ls-track { grid-column: 1 / -1; position: relative; display: block; height: 8px; border-radius: 4px;
+  background: #24313a; }
+.ls-track > b { display: block; height: 100%; min-width: 2px; border-radius: 4px; background: var(--c); }
+.ls-track > s { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: #f2f5f6; }
+.ls-unknown .ls-track { background: repeating-linear-gradient(135deg, #24313a 0 5px, transparent 5px 10px); }
+.ls-verdict { grid-column: 1 / -1; font-size: 13px; line-height: 1.45; justify-self: start; }
+.gradio-container .ls-found strong { color: var(--body-text-color); font-weight: 700; }
+.ls-found { color: #cfd9de; }
+.ls-nothing { color: #9ad9b8; }
+.ls-nothing::before { content: "\\2713"; margin-right: 7px; }
+.ls-closed { color: #b8c5cc; border: 1px dashed #52636e; border-radius: 5px; padding: 1px 8px; }
+.gradio-container ol.ls-steps { margin: 0; padding: 0; list-style: none; display: grid; gap: 14px; }
+.gradio-container .ls-steps li { display: grid; grid-template-columns: 28px 1fr; font-size: 14px; line-height: 1.5;
+  color: #b8c5cc; margin: 0; }
+.ls-steps li > b { color: var(--color-accent); font-weight: 700; }
+.ls-na { border: 1px dashed #52636e; border-radius: 8px; padding: 14px 16px; font-size: 14px; line-height: 1.5;
+  color: #b8c5cc; background: repeating-linear-gradient(135deg, #18222a 0 8px, transparent 8px 16px); }
+.gradio-container .ls-na strong { color: var(--body-text-color); font-size: 15px; }
+
+/* Time and models */
+.ls-scroll { overflow-x: auto; }
+.gradio-container table.ls-models { width: 100%; border-collapse: collapse; font-size: 13px; line-height: 1.4;
+  margin: 0; }
+.gradio-container .ls-models :is(th, td) { text-align: left; padding: 5px 12px 5px 0; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); background: none; color: var(--body-text-color); }
+.gradio-container .ls-models th { color: var(--body-text-color-subdued); font-weight: 500; }
+.gradio-container .ls-models tr:last-child td { border-bottom: 0; }
+.gradio-container .ls-models code { overflow-wrap: normal; white-space: nowrap; }
+.gradio-container table.ls-models { border: 0; }
+.ls-ms { display: inline-block; min-width: 60px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.ls-time { display: inline-block; width: 44px; height: 5px; vertical-align: 2px; }
+.ls-time > b { display: block; height: 100%; min-width: 1px; border-radius: 3px; background: #8fa3ae; }
+
+@media (max-width: 1180px) { .ls-reading { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 860px) {
+  .ls-bench { grid-template-columns: minmax(0, 1fr); }
+  .gradio-container .main.app { padding: 14px 16px 28px !important; }
+  .ls-tagline { font-size: 13px; }
+  .ls-card { padding: 14px 14px 16px; }
+  .gradio-container .ls-models :is(th, td) { padding-right: 8px; }
+  .gradio-container .ls-models td:last-child { padding-right: 0; }
+  .gradio-container .ls-models code { font-size: 11px; }
+  .ls-time, .ls-models :is(th, td):first-child { display: none; }
+}
+""".replace("@LAYERS@", _LAYERS)

@@ -1,0 +1,101 @@
+"""The same pipeline without Triton: the same graphs and thread settings, one after the other in this process.
+
+What the ensemble takes beyond this is the price of serving: gRPC, the scheduler, copies between processes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from loadtest.cases import LoadCase
+from loadtest.wire import Answer
+from serving.errors import RepositoryError
+from serving.pipeline import ENSEMBLE_OUTPUTS, GATES, IMAGE, PREPROCESS, STEPS, Step
+from serving.preprocessing import prepare
+from serving.repository import ONNX_NAME, versions
+
+NETWORKS: Final = tuple(step for step in STEPS if step.backend == "onnxruntime")
+
+
+def served_version(repository: Path, model: str) -> int:
+    """The version that Triton serves of a model.
+
+    Raises:
+        RepositoryError: If there is none.
+    """
+    there = versions(repository / model)
+    if not there:
+        raise RepositoryError(f"expected a version folder in {repository / model}, got none")
+    return there[-1]
+
+
+class RawPipeline:
+    """The steps of `serving.pipeline`, run by hand.
+
+    Args:
+        repository: The model repository.
+        parameters: By model, the `parameters` of its config, as the server gives them.
+
+    Raises:
+        RepositoryError: If a model has no version.
+    """
+
+    def __init__(self, repository: Path, parameters: Mapping[str, Mapping[str, str]]) -> None:
+        self._sessions = {
+            step.model: ort.InferenceSession(
+                repository / step.model / str(served_version(repository, step.model)) / ONNX_NAME,
+                session_options(parameters.get(step.model, {})),
+                providers=["CPUExecutionProvider"],
+            )
+            for step in NETWORKS
+        }
+
+    def run(self, case: LoadCase, scan: bytes) -> tuple[Answer, dict[str, float]]:
+        """Runs all steps on one scan.
+
+        Returns:
+            The ensemble's outputs, and each step's time in milliseconds.
+        """
+        started = time.perf_counter()
+        image, gates = prepare(scan, case.modality, list(case.thresholds.values()))
+        tensors: dict[str, np.ndarray[Any, Any]] = {IMAGE.name: image[np.newaxis], GATES.name: gates[np.newaxis]}
+        times = {PREPROCESS.model: (time.perf_counter() - started) * 1000}
+        for step in NETWORKS:
+            started = time.perf_counter()
+            tensors |= self._run_step(step, tensors)
+            times[step.model] = (time.perf_counter() - started) * 1000
+        return {tensor.name: tensors[tensor.name] for tensor in ENSEMBLE_OUTPUTS}, times
+
+    def _run_step(self, step: Step, tensors: Answer) -> dict[str, np.ndarray[Any, Any]]:
+        feeds = {name: tensors[source] for name, source in step.input_map.items()}
+        outputs = self._sessions[step.model].run(list(step.output_map), feeds)
+        return dict(zip(step.output_map.values(), outputs, strict=True))
+
+
+def session_options(parameters: Mapping[str, str]) -> Any:
+    """Thread settings as `serving.backends.onnxruntime` takes them from a config.
+
+    That module can be imported inside Triton's stub only; a test holds the two against each other.
+
+    Args:
+        parameters: Of the model's config. What it does not say is one thread for each usable core.
+
+    Returns:
+        An `onnxruntime.SessionOptions`.
+    """
+    options = ort.SessionOptions()
+    threads = int(parameters.get("intra_op_thread_count", 0))
+    options.intra_op_num_threads = threads if threads > 0 else len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    if parameters.get("execution_mode") == "1":
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options

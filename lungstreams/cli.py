@@ -1,0 +1,253 @@
+"""The ``lungstreams`` command. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from lungstreams import working
+from lungstreams.console import (
+    EXIT_REFUSED,
+    EXIT_SOME_FAILED,
+    PROGRAM,
+    URL_VARIABLE,
+    complain,
+    embedded_server,
+    examples,
+    fail,
+    spinner,
+    stopped_by_signals,
+)
+from serving.errors import LungstreamsError
+
+# Whatever typer raises over a command line that it can not read; typer itself names only some of its kinds.
+_USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name=PROGRAM,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "lungstreams demo",
+        "lungstreams serve",
+        "lungstreams predict scan.png --out masks",
+        "lungstreams predict --help",
+    ),
+)
+repository_app = typer.Typer(help="Check or write the folder that Triton serves.", rich_markup_mode="rich")
+app.add_typer(repository_app, name="repository")
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar=URL_VARIABLE, metavar="HOST:PORT", help="Triton's gRPC address. [dim]Default 127.0.0.1:8001[/dim]"
+    ),
+]
+Repository = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="The model repository. [dim]Default: LUNGSTREAMS_REPOSITORY, or the one that ships[/dim]"
+    ),
+]
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, to standard error.")] = False,
+) -> None:
+    """COVID-19 chest scans: recognition, manifestations, segmentation in specialised streams, on NVIDIA Triton.
+
+    [yellow]Research use only, not a medical device.[/yellow]
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    if version:
+        typer.echo(importlib.metadata.version(PROGRAM))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@app.command(
+    epilog=examples(
+        "lungstreams serve",
+        "lungstreams serve --grpc-port 0 --http-port 0 --metrics-port 0 --threads 2",
+        "lungstreams serve --repository ./model_repository &",
+    )
+)
+def serve(
+    repository: Repository = None,
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC; 0 picks a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 picks a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 picks a free one.")] = 8002,
+    threads: Annotated[int | None, typer.Option(help="Threads of each network. [dim]Default: one a core[/dim]")] = None,
+) -> None:
+    """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C.
+
+    Writes one line, [bold]ready grpc=127.0.0.1:8001[/bold], to standard output when every model is ready. It binds to
+    loopback: for other machines deploy NVIDIA's container, which serves the same folder.
+    """
+    from serving.errors import ServerStartError
+    from serving.process import last_word
+    from serving.repository import DEFAULT_REPOSITORY
+    from serving.tritonserver import ServerConfig, TritonServer
+
+    config = ServerConfig(
+        repository or DEFAULT_REPOSITORY,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        threads=threads,
+    )
+    server = TritonServer(config)
+    with stopped_by_signals():
+        try:
+            with spinner("Starting Triton ..."):
+                server.start()
+            typer.echo(f"ready grpc={server.grpc_url}")
+            status = server.wait()
+            raise ServerStartError(f"Triton ended by itself (exit status {status}): {last_word(server.log_path)}")
+        finally:
+            with spinner("Stopping Triton ..."):
+                server.stop()
+
+
+@app.command(
+    epilog=examples(
+        "lungstreams demo", "lungstreams demo --port 8080", "lungstreams demo --url gpu-box:8001 --host 0.0.0.0"
+    )
+)
+def demo(
+    url: Url = None,
+    host: Annotated[str, typer.Option(help="Address that the page listens at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the page listens at.")] = 7860,
+) -> None:
+    """Open the web page: upload a scan, see the diagnosis, the manifestations and the masks.
+
+    Writes one line, [bold]ready page=http://127.0.0.1:7860/[/bold], to standard output when the page is there. Without
+    --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not.
+    """
+    with stopped_by_signals():
+        if url is not None:
+            _launch(url, host, port)
+            return
+        from serving.client import DEFAULT_URL, PipelineClient
+
+        with PipelineClient(DEFAULT_URL) as client:
+            there = client.is_ready()
+        if there:
+            _launch(DEFAULT_URL, host, port)
+            return
+        with embedded_server() as server:
+            _launch(server.grpc_url, host, port)
+
+
+def _launch(url: str, host: str, port: int) -> None:
+    with spinner("Starting the page ..."):
+        from demo.app import launch
+
+        try:
+            page = launch(url, host, port, prevent_thread_lock=True)
+        except OSError as error:
+            # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
+            fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
+    try:
+        typer.echo(f"ready page={page.local_url}")
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+@app.command(
+    epilog=examples(
+        "lungstreams predict scan.dcm",
+        "lungstreams predict *.png --modality ct --threshold ground_glass=0.3 --out masks",
+        "lungstreams predict scans/* --json > cases.jsonl",
+    )
+)
+def predict(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JPEG or DICOM files.")],
+    url: Url = None,
+    modality: Annotated[str, typer.Option(metavar="auto|ct|xray", help="What the scans are.")] = "auto",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Where a gate opens, in 0..1; 0 always. NAME: covid19 (stage 2), ground_glass, consolidation or "
+            "pleural_effusion (the streams). May be given several times.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: one object a file.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the masks there, as PNG.")] = None,
+) -> None:
+    """Ask the server for each scan and show what it says.
+
+    Exit code 0 if every file was read, 1 if some could not be (the others are done), 2 if nothing could be asked.
+    Masks are palette images at the scan's own size whose pixel values are class ids.
+    """
+    from lungstreams.masks import MaskFolder
+    from lungstreams.predicting import parse_modality, parse_thresholds, predict_files
+    from serving.client import DEFAULT_URL
+
+    code = predict_files(
+        files,
+        url or DEFAULT_URL,
+        parse_modality(modality),
+        parse_thresholds(threshold or []),
+        as_json=as_json,
+        masks=MaskFolder(out) if out is not None else None,
+    )
+    raise typer.Exit(code)
+
+
+@repository_app.command("check", epilog=examples("lungstreams repository check"))
+def repository_check(repository: Repository = None) -> None:
+    """Hold a model repository against the code: configs, graphs, label order, wiring.
+
+    Writes one problem a line and exits with 1, or one line that starts with [bold]ok[/bold] and exits with 0.
+    """
+    from serving.repository import DEFAULT_REPOSITORY, check
+
+    folder = repository or DEFAULT_REPOSITORY
+    problems = check(folder)
+    for problem in problems:
+        typer.echo(" ".join(problem.split()))
+    if problems:
+        raise typer.Exit(EXIT_SOME_FAILED)
+    typer.echo(f"ok {folder}")
+
+
+@repository_app.command("write", epilog=examples("lungstreams repository write --repository ./model_repository"))
+def repository_write(repository: Repository = None) -> None:
+    """Write every config.pbtxt from serving/pipeline.py. Models are left as they are."""
+    from serving.repository import DEFAULT_REPOSITORY, write_configs
+
+    folder = repository or DEFAULT_REPOSITORY
+    write_configs(folder)
+    typer.echo(f"written {folder}")
+
+
+working.register(app)
+
+
+def main() -> None:
+    """Run the command; whatever is the user's to mend becomes one line on standard error."""
+    code: Any
+    try:
+        code = app(standalone_mode=False)
+    except LungstreamsError as error:
+        complain(error)
+        code = EXIT_REFUSED
+    except _USAGE_ERROR as error:
+        complain(f"{error.format_message()} (see {PROGRAM} --help)")  # type: ignore[attr-defined]
+        code = EXIT_REFUSED
+    raise SystemExit(code if isinstance(code, int) else 0)

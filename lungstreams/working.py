@@ -1,0 +1,135 @@
+"""The commands that make and measure models: train, evaluate, export, loadtest, bench."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from lungstreams.console import URL_VARIABLE, examples, fail, out
+
+_DATA_VARIABLE: Final = "LUNGSTREAMS_DATA"
+_OURS: Final = frozenset({"serving", "demo", "train", "loadtest", "lungstreams"})
+
+Data = Annotated[
+    Path | None,
+    typer.Option(envvar=_DATA_VARIABLE, metavar="DIR", help="Root of the scans, as data/SOURCES.md has it."),
+]
+Runs = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs live.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(
+        epilog=examples(
+            "lungstreams train --list", "lungstreams train recognition_first", "lungstreams train NAME --no-resume"
+        )
+    )(train)
+    app.command(epilog=examples("lungstreams evaluate", "lungstreams evaluate runs/recognition_first"))(evaluate)
+    app.command(epilog=examples("lungstreams export runs/recognition_first"))(export)
+    app.command(
+        epilog=examples(
+            "lungstreams loadtest --duration 60",
+            "lungstreams loadtest --url 127.0.0.1:8001 --users 4 --cases xray --budget-s 2",
+        )
+    )(loadtest)
+    app.command(epilog=examples("lungstreams bench", "lungstreams bench --rounds 50"))(bench)
+
+
+def train(
+    experiment: Annotated[str | None, typer.Argument(help="Name of an experiment, see --list.")] = None,
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    resume: Annotated[bool, typer.Option(help="Go on from the last epoch that was saved.")] = True,
+    list_experiments: Annotated[bool, typer.Option("--list", help="Show the experiments and what they cost.")] = False,
+) -> None:
+    """Train the model of an experiment; what it writes is a run, to be evaluated and exported."""
+    if list_experiments:
+        _list_experiments()
+    elif experiment is None:
+        fail("expected the name of an experiment, got none; `lungstreams train --list` shows them")
+    else:
+        _extra("train.fit").main(experiment, data, runs, resume=resume)
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of runs. [dim]Default: all[/dim]")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Measure runs on patients that they never saw."""
+    _extra("train.evaluate").main(runs or [], data)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    repository: Annotated[Path | None, typer.Option(metavar="DIR", help="The model repository.")] = None,
+    data: Data = None,
+) -> None:
+    """Convert a run to ONNX, check it against Keras, and publish it as a new version. Refuses where they disagree."""
+    publish = _extra("train.publish").main
+    from serving.repository import DEFAULT_REPOSITORY
+
+    publish(run, repository or DEFAULT_REPOSITORY, data)
+
+
+def loadtest(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar=URL_VARIABLE, metavar="HOST:PORT", help="Triton's gRPC address. [dim]Default: an embedded one[/dim]"
+        ),
+    ] = None,
+    duration: Annotated[float, typer.Option(help="How long to load the server, in seconds.")] = 60,
+    users: Annotated[int, typer.Option(help="How many ask at the same time.")] = 2,
+    cases: Annotated[
+        list[str] | None, typer.Option(help="Case by name; may be given several times. [dim]Default: all[/dim]")
+    ] = None,
+    budget_s: Annotated[float, typer.Option(help="What p95 of each case may be at most, in seconds.")] = 5.33,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the reports go.")] = Path(
+        "reports/loadtest"
+    ),
+) -> None:
+    """Load a server with scans and judge each kind of case.
+
+    Exit code 1 if a p95 is over the budget, if failures reach 1 %, or if nothing ran.
+    """
+    names = [name for given in cases or [] for name in given.split(",") if name]
+    run = _extra("loadtest.run").run
+    raise typer.Exit(run(url, duration_s=duration, users=users, cases=names, budget_s=budget_s, out=folder))
+
+
+def bench(
+    repository: Annotated[Path | None, typer.Option(metavar="DIR", help="The model repository.")] = None,
+    rounds: Annotated[int, typer.Option(help="Requests of each case that count.")] = 20,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the reports go.")] = Path("reports/bench"),
+) -> None:
+    """Latency of each case through the embedded Triton, beside the raw ONNX Runtime sessions, in one run."""
+    _extra("loadtest.bench").main(repository, rounds, folder)
+
+
+def _list_experiments() -> None:
+    experiments = _extra("train.experiments").EXPERIMENTS
+    table = Table("experiment", "publishes", "cost", "expect")
+    for name, experiment in experiments.items():
+        table.add_row(name, experiment.publishes or "", experiment.cost, experiment.expect)
+    out.print(table)
+
+
+def _extra(module: str) -> Any:
+    """A module whose packages may not be installed; if so, ends with a line that says how to get them."""
+    # TensorFlow says what its binary was built for; its warnings and errors are left.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:
+            raise
+        extra = "[train]" if module.startswith("train.") else ""
+        fail(f"expected the package {missing}, got an environment without it: pip install 'lungstreams{extra}'")

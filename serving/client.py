@@ -1,0 +1,211 @@
+"""The client of the ensemble: a scan in, a `CaseReport` out, over gRPC.
+
+::
+
+    with PipelineClient("127.0.0.1:8001") as client:
+        report = client.predict(Path("slice.dcm").read_bytes(), thresholds={"ground_glass": 0.3})
+        print(report.diagnosis["covid19"], report.status["ground_glass"])
+
+A scan is decoded here first, so that a bad file fails before the network is touched, and its own bytes are sent with
+the modality that this found: client and server can not disagree on what it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final
+
+from tritonclient import grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from serving import pipeline, statistics, wire
+from serving.calls import Calls
+from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
+from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.results import CaseReport, build_report, resolve_thresholds
+from serving.scans import Scan, decode
+
+DEFAULT_URL: Final = "127.0.0.1:8001"
+
+_ADMIN_TIMEOUT_S: Final = 5.0
+_READY_TIMEOUT_S: Final = 2.0
+_OfOneScan = ScanError | RequestError | InferenceFailed
+_OF_ONE_SCAN: Final = (ScanError, RequestError, InferenceFailed)
+
+
+class PipelineClient:
+    """Asks a Triton that serves `pipeline.ENSEMBLE_NAME`. Safe to share between threads.
+
+    Args:
+        url: Host and port of the server's gRPC endpoint, without a scheme.
+        timeout_s: Deadline of an inference in seconds, counted from when it is sent.
+        cancel_on_server: Whether cancelling, and the deadline, take a request out of the server's queues. Only for a
+            Triton that survives it, see `serving.calls`: the embedded one does not.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, cancel_on_server: bool = False) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self._triton = wire.connect(url)
+        self._calls = Calls(self._triton, url, timeout_s, cancel_on_server=cancel_on_server)
+
+    def __enter__(self) -> PipelineClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is under way, until its deadline at the longest, and close the connection."""
+        self._calls.close()
+
+    def predict(
+        self, data: bytes, modality: RequestedModality = "auto", thresholds: Mapping[str, float] | None = None
+    ) -> CaseReport:
+        """Send one scan and wait for its report.
+
+        Args:
+            data: The bytes of a PNG, JPEG or DICOM file.
+            modality: What it is; ``auto`` lets the file say.
+            thresholds: In `[0, 1]` by name; those left out are `pipeline.THRESHOLDS`. 0 opens a gate.
+
+        Raises:
+            ScanError: If the file can not be used; nothing was sent.
+            RequestError: If the modality or a threshold is not one that the pipeline has; nothing was sent.
+            ServerUnreachable: If nothing answers at the address.
+            ServerNotReady: If the server does not have the models.
+            InferenceFailed: If the server refused the scan, failed, or gave no answer in time.
+            ServerMismatch: If the answer is not what `serving.pipeline` says.
+        """
+        return self.submit(data, modality, thresholds).result()
+
+    def submit(
+        self, data: bytes, modality: RequestedModality = "auto", thresholds: Mapping[str, float] | None = None
+    ) -> Future[CaseReport]:
+        """Send one scan and return at once; the future gives the report, or raises as `predict` does.
+
+        A future that is cancelled gives its answer to nobody; with `cancel_on_server` it leaves the server's queue.
+
+        Raises:
+            ScanError: As `predict`; at once, since nothing is sent.
+            RequestError: As `predict`; at once.
+            ServerUnreachable: If nothing answers at the address already.
+        """
+        asked = resolve_thresholds(thresholds)
+        scan = decode(data, modality)
+        request = wire.request(data, scan.modality, asked)
+        try:
+            before = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
+        except InferenceServerException as fault:
+            raise self._error(fault) from fault
+        return self._calls.start(
+            request, lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms), self._explain
+        )
+
+    def predict_many(
+        self,
+        scans: Iterable[bytes],
+        modality: RequestedModality = "auto",
+        thresholds: Mapping[str, float] | None = None,
+        *,
+        in_flight: int = pipeline.MAX_BATCH_SIZE,
+    ) -> Iterator[CaseReport | ScanError | RequestError | InferenceFailed]:
+        """Reports of many scans, in their order; the server batches what is under way together.
+
+        A scan that fails gives its error in its place and does not end the run. What concerns every scan (the server
+        has gone, a threshold does not exist) is raised.
+
+        Args:
+            scans: Bytes of files; read as they are needed.
+            modality: Of all of them, see `predict`.
+            thresholds: Of all of them, see `predict`.
+            in_flight: How many are under way at most, at least 1.
+        """
+        waiting: deque[Future[CaseReport] | _OfOneScan] = deque()
+        asked = resolve_thresholds(thresholds)
+        if modality not in REQUESTED_MODALITIES:
+            raise RequestError(f"modality: expected one of {', '.join(REQUESTED_MODALITIES)}, got {modality!r}")
+        try:
+            for data in scans:
+                while len(waiting) >= max(1, in_flight):
+                    yield _outcome(waiting.popleft())
+                try:
+                    waiting.append(self.submit(data, modality, asked))
+                # With the arguments checked above, a RequestError says that this DICOM is of another modality.
+                except _OF_ONE_SCAN as error:
+                    waiting.append(error)
+            while waiting:
+                yield _outcome(waiting.popleft())
+        finally:
+            for left in waiting:
+                if isinstance(left, Future):
+                    left.cancel()
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and the ensemble is loaded. Never raises."""
+        try:
+            return bool(self._triton.is_model_ready(pipeline.ENSEMBLE_NAME, client_timeout=_READY_TIMEOUT_S))
+        except InferenceServerException:
+            return False
+
+    def check(self) -> None:
+        """Hold the server's models against `serving.pipeline`.
+
+        Raises:
+            ServerUnreachable: If nothing answers at the address.
+            ServerNotReady: If a model is not loaded.
+            ServerMismatch: If a model's inputs or outputs differ in names, types or dimensions.
+        """
+        try:
+            missing = [
+                model
+                for model in pipeline.MODEL_NAMES
+                if not self._triton.is_model_ready(model, client_timeout=_ADMIN_TIMEOUT_S)
+            ]
+            if missing:
+                raise ServerNotReady(f"{self.url} answers, but does not have {', '.join(missing)} loaded")
+            for model in pipeline.MODEL_NAMES:
+                wire.compare(model, self._triton.get_model_metadata(model, client_timeout=_ADMIN_TIMEOUT_S), self.url)
+        except InferenceServerException as fault:
+            raise self._error(fault) from fault
+
+    def _error(self, fault: InferenceServerException) -> ServerError:
+        return wire.translate(fault, self.url, timeout_s=_ADMIN_TIMEOUT_S, inferring=False)
+
+    def _explain(self, fault: InferenceServerException) -> ServerError:
+        return wire.translate(fault, self.url, timeout_s=self.timeout_s, inferring=True)
+
+    def _report(
+        self,
+        scan: Scan,
+        thresholds: Mapping[str, float],
+        before: statistics.Reading,
+        answer: triton_grpc.InferResult,
+        latency_ms: float,
+    ) -> CaseReport:
+        models = wire.asked_models(scan.modality)
+        after = before
+        # A report without times is better than none: the answer is there.
+        with suppress(InferenceServerException):
+            after = statistics.read_after(self._triton, before, models, _ADMIN_TIMEOUT_S)
+        names = [output.name for output in wire.wanted_outputs(scan.modality)]
+        return build_report(
+            scan,
+            {name: tensor[0] for name in names if (tensor := answer.as_numpy(name)) is not None},
+            thresholds,
+            models=statistics.versions(before, after, (*models, pipeline.ENSEMBLE_NAME)),
+            latency_ms=latency_ms,
+            stage_ms=statistics.stage_ms(before, after, models),
+        )
+
+
+def _outcome(waiting: Future[CaseReport] | _OfOneScan) -> CaseReport | _OfOneScan:
+    if not isinstance(waiting, Future):
+        return waiting
+    try:
+        return waiting.result()
+    except _OF_ONE_SCAN as error:
+        return error

@@ -1,0 +1,84 @@
+"""What a file may cost before anything of it is decoded, and the fence around other people's decoders."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from serving.errors import LungstreamsError, ScanTooLarge, ScanTooSmall, UnreadableScan
+
+MAX_FILE_BYTES: Final = 64 * 2**20
+"""Most bytes of a file: an uncompressed 16-bit image of `MAX_PIXELS`."""
+
+MAX_PIXELS: Final = 32 * 2**20
+"""Most pixels of an image. The largest radiography detectors have about 20 million."""
+
+MAX_SIDE_PX: Final = 10_000
+"""Longest side of an image in pixels."""
+
+MIN_SIDE_PX: Final = 48
+"""Shortest side of an image in pixels. Below it nothing of a chest is left to see."""
+
+MAX_JPEG_SCANS: Final = 100
+"""Most passes of a progressive JPEG; encoders make about ten."""
+
+_quiet = threading.Lock()
+
+
+def check_file_bytes(data: bytes) -> None:
+    """Hold a file's length against the limits.
+
+    Raises:
+        UnreadableScan: If it is empty.
+        ScanTooLarge: If it has more than `MAX_FILE_BYTES`.
+    """
+    if not data:
+        raise UnreadableScan("expected PNG, JPEG or DICOM, got an empty file")
+    if len(data) > MAX_FILE_BYTES:
+        raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {len(data):,} bytes")
+
+
+def check_size(height_px: int, width_px: int) -> None:
+    """Hold an image's size, as its header declares it, against the limits.
+
+    Raises:
+        ScanTooLarge: If a side is over `MAX_SIDE_PX` or the area over `MAX_PIXELS`.
+        ScanTooSmall: If a side is under `MIN_SIDE_PX`.
+    """
+    got = f"got {width_px:,} x {height_px:,} (width x height)"
+    if max(height_px, width_px) > MAX_SIDE_PX:
+        raise ScanTooLarge(f"expected sides of at most {MAX_SIDE_PX:,} pixels, {got}")
+    if height_px * width_px > MAX_PIXELS:
+        raise ScanTooLarge(f"expected at most {MAX_PIXELS:,} pixels, {got}")
+    if min(height_px, width_px) < MIN_SIDE_PX:
+        raise ScanTooSmall(f"expected sides of at least {MIN_SIDE_PX} pixels, {got}")
+
+
+@contextmanager
+def fence(expected: str) -> Iterator[None]:
+    """Run a third-party decoder on bytes that nobody vouches for.
+
+    Decoders raise whatever they run into (``struct.error``, ``KeyError``, ``zlib.error``, ...), and warn about
+    values that are the sender's and not ours to see. Warnings are dropped; exceptions become `UnreadableScan`.
+
+    Args:
+        expected: What should have been there, as in "a JPEG that can be decoded".
+
+    Raises:
+        UnreadableScan: In place of whatever was raised, except our own errors. It names the type of what was
+            raised and neither quotes nor chains it: a decoder's message may hold a patient's data.
+    """
+    # `catch_warnings` swaps state of the whole process: two of them that overlap would leave the filters wrong.
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except LungstreamsError:
+            raise
+        except Exception as error:
+            raise UnreadableScan(
+                f"expected {expected}, got a broken or truncated one ({type(error).__name__})"
+            ) from None

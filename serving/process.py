@@ -1,0 +1,161 @@
+"""The embedded server's process: start it so that it never outlives us, end it with everything that is its own.
+
+What belongs to a server beside its processes carries the name of its work folder: the folder itself, in the
+system's temporary directory, and its regions in ``/dev/shm``. The name holds our process id, so what a killed
+process left behind is known and swept by the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from serving.errors import ServerStartError
+
+SHM: Final = Path("/dev/shm")
+WORK_PREFIX: Final = "lungstreams-triton-"
+
+# Becomes the server, and asks the kernel for SIGTERM when whoever started it dies, however that happens. A program
+# of its own rather than `preexec_fn`, which must not be used where other threads run (gRPC's do).
+_LAUNCHER: Final = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def make_work_folder() -> Path:
+    """A new folder whose name marks what is ours."""
+    return Path(tempfile.mkdtemp(prefix=f"{WORK_PREFIX}{os.getpid()}-"))
+
+
+def remove_work_folder(work: Path) -> None:
+    """Remove a server's work folder and its shared memory."""
+    for region in SHM.glob(f"{work.name}*"):
+        with suppress(OSError):  # another user's, who shares this machine
+            region.unlink()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove the work folders and the shared memory of processes that are gone."""
+    names = {path.name for root in (Path(tempfile.gettempdir()), SHM) for path in root.glob(f"{WORK_PREFIX}*")}
+    for name in names:
+        owner = re.match(rf"{WORK_PREFIX}(\d+)-", name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            remove_work_folder(Path(tempfile.gettempdir()) / name)
+
+
+def spawn(arguments: Sequence[str], environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own that is told to stop when this process dies.
+
+    Args:
+        arguments: The program and its arguments.
+        environment: All of its environment.
+        log_path: Where both of its outputs go.
+
+    Returns:
+        The process; its id is the group's.
+
+    Raises:
+        ServerStartError: If it can not be started.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *arguments]
+    started: list[subprocess.Popen[bytes]] = []
+    failed: list[OSError] = []
+    ready = threading.Event()
+
+    def keep() -> None:
+        try:
+            with log_path.open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C in a terminal is for us; we stop the server ourselves.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            failed.append(error)
+            ready.set()
+            return
+        started.append(process)
+        ready.set()
+        process.wait()
+
+    # The kernel's "parent" is the thread that forked, not the process: this one lives as long as the server.
+    threading.Thread(target=keep, name="triton-keeper", daemon=True).start()
+    ready.wait()
+    if failed:
+        raise ServerStartError(f"expected to run {arguments[0]}, got: {failed[0]}")
+    return started[0]
+
+
+def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
+    """Stop a process of `spawn` and all of its group: politely, then for good.
+
+    Args:
+        process: The process.
+        grace_s: How long it may take after SIGTERM, in seconds.
+    """
+    with suppress(ProcessLookupError):
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(grace_s)
+    # Stubs notice within a second that their server is gone.
+    if not _group_ends(process.pid, within_s=2.0):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        _group_ends(process.pid, within_s=2.0)
+    process.wait()
+
+
+def _group_ends(group: int, *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+# "E1124 03:57:13.745349 8539 model_lifecycle.cc:654] "failed to load 'recognition' version 1: Internal: ..."
+_LOG_LINE: Final = re.compile(r'^[EF]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] *"?(?P<text>.*?)"?$')
+
+
+def last_word(log_path: Path) -> str:
+    """The one line of a server's log that says what went wrong.
+
+    Args:
+        log_path: Log of Triton and its stubs.
+
+    Returns:
+        The first failed model's error if there is one, else the first error, else the last line.
+    """
+    try:
+        lines = [line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    errors = [match["text"] for match in map(_LOG_LINE.match, lines) if match]
+    for wanted in ("failed to load", "failed to warm", ""):
+        for text in errors:
+            if wanted in text:
+                return text.split("\\n")[0]
+    return lines[-1] if lines else "nothing in its log"

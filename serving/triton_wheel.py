@@ -1,0 +1,91 @@
+"""What the ``nvidia-pytriton`` wheel carries, and how Triton's Python backend is made to run from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from serving.errors import ServerStartError
+
+_TWIN: Final = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
+
+
+def find_wheel() -> Path:
+    """The wheel's ``tritonserver`` folder.
+
+    Raises:
+        ServerStartError: If the wheel is not installed.
+    """
+    spec = find_spec("pytriton")
+    root = Path(spec.origin).parent / "tritonserver" if spec is not None and spec.origin else None
+    if root is None or not (root / "bin" / "tritonserver").is_file():
+        raise ServerStartError(
+            "expected the wheel nvidia-pytriton, which carries Triton, got an environment without it"
+        )
+    return root
+
+
+def stub_environment(wheel: Path, threads: int | None) -> dict[str, str]:
+    """The environment of Triton and its Python stubs: this process's, with what they find libraries and packages by.
+
+    Args:
+        wheel: Of `find_wheel`.
+        threads: Of `ServerConfig`.
+    """
+    libraries = [
+        wheel.parents[1] / "nvidia_pytriton.libs",
+        sysconfig.get_config_var("LIBDIR"),
+        f"{sys.base_prefix}/lib",
+    ]
+    # The stub finds its packages through the first python3 on PATH, and ignores PYTHONPATH.
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(str(path) for path in libraries if path),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # The twin computes on the CPU, so KIND_AUTO must not find a GPU.
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    environment.pop("LUNGSTREAMS_THREADS", None)
+    if threads is not None:
+        environment["LUNGSTREAMS_THREADS"] = str(threads)
+    return environment
+
+
+def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> None:
+    """Make a backend directory: the wheel's Python backend with the stub of this interpreter, and our twin.
+
+    Args:
+        wheel: Of `find_wheel`.
+        target: The directory to make.
+        environment: Of `stub_environment`.
+
+    Raises:
+        ServerStartError: If the wheel has no stub for this interpreter, or the stub finds no libpython.
+    """
+    # Copies: Triton refuses links that lead out of the backend directory.
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        found = sorted(path.name for path in stub.parents[1].iterdir())
+        raise ServerStartError(f"expected CPython {', '.join(found)}, got {version}: the wheel has no stub for it")
+    # Without arguments it complains and ends; with 127 when the loader did not find its libraries.
+    probe = subprocess.run([stub], env=environment, capture_output=True, check=False)
+    if probe.returncode == 127:
+        raise ServerStartError(
+            f"expected a shared libpython{version} for {sys.executable}, got: {probe.stderr.decode().strip()}. "
+            f"Install Debian's package libpython{version}, or a Python that was built with --enable-shared"
+        )
+    python = target / "python"
+    python.mkdir(parents=True)
+    for file in (wheel / "backends" / "python").iterdir():
+        if file.is_file():
+            shutil.copy2(file, python)
+    shutil.copy2(stub, python)
+    (target / "onnxruntime").mkdir()
+    shutil.copy2(_TWIN, target / "onnxruntime")

@@ -1,0 +1,269 @@
+"""A real Triton on this machine, from the ``nvidia-pytriton`` wheel: start it, wait until it is ready, stop it.
+
+The wheel's server has the Python backend only. `TritonServer` lays out a backend directory in which our
+Python-based twin answers for ``onnxruntime``, so the model repository is the one that NVIDIA's container serves.
+
+The binary is of release 24.10 and has known vulnerabilities (see docs/deploy.md). So it binds to loopback unless
+told otherwise, and is for one machine; a deployment runs the container.
+"""
+
+from __future__ import annotations
+
+import http.client
+import secrets
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from serving.errors import ServerStartError
+from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
+from serving.repository import DEFAULT_REPOSITORY
+from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
+
+START_TIMEOUT_S: Final = 180.0
+EXIT_TIMEOUT_S: Final = 10
+"""How long Triton may take for the requests that it has when it is told to stop."""
+
+_MIB: Final = 2**20
+
+# What the requests of the largest batch need grows on demand; this is what every instance starts with.
+_SHM_BYTES: Final = 4 * _MIB
+# A 160 MB network is read, optimised and warmed up before its stub reports for duty; 30 s is too little then.
+_STUB_TIMEOUT_S: Final = 300
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the embedded server serves, and where.
+
+    Attributes:
+        repository: The model repository.
+        grpc_port: Port of gRPC; 0 picks a free one, as for the others.
+        http_port: Port of HTTP.
+        metrics_port: Port of the Prometheus metrics.
+        host: Address that all three bind to.
+        threads: Threads within an operator for each network; None is one for each core.
+        log_path: Where Triton's log goes. None keeps it beside the server's temporary files, which a clean
+            stop removes.
+    """
+
+    repository: Path = DEFAULT_REPOSITORY
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    host: str = "127.0.0.1"
+    threads: int | None = None
+    log_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ServerStartError(f"expected at least 1 thread, got {self.threads}")
+        for name, port in self.ports().items():
+            if not 0 <= port <= 65535:
+                raise ServerStartError(f"{name} port: expected 0 to 65535, got {port}")
+        named = [port for port in self.ports().values() if port]
+        if len(set(named)) != len(named):
+            raise ServerStartError(f"expected different ports, got {self.ports()}")
+
+    def ports(self) -> dict[str, int]:
+        """Protocol -> port."""
+        return {"gRPC": self.grpc_port, "HTTP": self.http_port, "metrics": self.metrics_port}
+
+
+class TritonServer:
+    """One embedded server. Use as a context manager, or `start` and `stop`.
+
+    Args:
+        config: What to serve and where.
+    """
+
+    def __init__(self, config: ServerConfig | None = None) -> None:
+        self.config = config or ServerConfig()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._work: Path | None = None
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of gRPC, as `PipelineClient` takes it."""
+        return f"{self.config.host}:{self.config.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` of HTTP."""
+        return f"{self.config.host}:{self.config.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """``host:port`` of the metrics."""
+        return f"{self.config.host}:{self.config.metrics_port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of Triton, which is that of its process group too."""
+        return self._running().pid
+
+    @property
+    def log_path(self) -> Path:
+        """File that Triton and the stubs log to."""
+        if self.config.log_path is not None:
+            return self.config.log_path
+        if self._work is None:
+            raise ServerStartError("expected a started server, got one that was not started")
+        return self._work / "triton.log"
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
+        """Start the server and wait until every model is ready.
+
+        Args:
+            timeout_s: Longest wait, in seconds.
+
+        Returns:
+            This server.
+
+        Raises:
+            ServerStartError: If it can not be started, in one line: a port that is taken, a folder that is no
+                model repository, a missing wheel or libpython, or the error of the model that failed to load.
+        """
+        if self.is_alive():
+            raise ServerStartError(f"expected a stopped server, got one that runs as process {self.pid}")
+        _check_repository(self.config.repository)
+        wheel = find_wheel()
+        sweep()
+        self.config = _with_free_ports(self.config)
+        self._work = make_work_folder()
+        try:
+            environment = stub_environment(wheel, self.config.threads)
+            lay_out_backends(wheel, self._work / "backends", environment)
+            self._process = spawn(_arguments(self.config, wheel, self._work), environment, self.log_path)
+            self._wait_until_ready(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop the server and every process and file that belongs to it. Does nothing to one that is stopped."""
+        if self._process is not None:
+            end(self._process, grace_s=EXIT_TIMEOUT_S + 5)
+            self._process = None
+        if self._work is not None:
+            remove_work_folder(self._work)
+            self._work = None
+
+    def wait(self) -> int:
+        """Wait until the process ends by itself; returns its exit status."""
+        return self._running().wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServerStartError("expected a started server, got one that was not started")
+        return self._process
+
+    def _wait_until_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_alive():
+                raise ServerStartError(f"Triton ended while starting: {last_word(self.log_path)}")
+            if _is_ready(self.config.host, self.config.http_port):
+                return
+            time.sleep(0.1)
+        raise ServerStartError(
+            f"expected Triton to be ready within {timeout_s:g} s; its last word: {last_word(self.log_path)}"
+        )
+
+
+def _check_repository(repository: Path) -> None:
+    if not repository.is_dir():
+        raise ServerStartError(f"expected a model repository at {repository}, got no such folder")
+    if not any(repository.glob("*/config.pbtxt")):
+        raise ServerStartError(f"expected a model repository at {repository}, got a folder without any */config.pbtxt")
+
+
+def _with_free_ports(config: ServerConfig) -> ServerConfig:
+    """The config with every 0 replaced; raises if a port is taken."""
+    sockets: list[socket.socket] = []
+    chosen: list[int] = []
+    try:
+        for name, port in config.ports().items():
+            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sockets.append(probe)  # Held until all are chosen, so that no two are the same.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as error:
+                problem = f"{name} port {port} on {config.host}: expected a free port, got: {error.strerror or error}"
+                raise ServerStartError(problem) from error
+            chosen.append(probe.getsockname()[1])
+    finally:
+        for probe in sockets:
+            probe.close()
+    grpc_port, http_port, metrics_port = chosen
+    return replace(config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+
+
+def _arguments(config: ServerConfig, wheel: Path, work: Path) -> list[str]:
+    arguments = {
+        "model-repository": config.repository.resolve(),
+        "backend-directory": work / "backends",
+        "model-control-mode": "none",
+        "exit-on-error": "true",
+        "exit-timeout-secs": EXIT_TIMEOUT_S,
+        "http-address": config.host,
+        "grpc-address": config.host,
+        "metrics-address": config.host,
+        "http-port": config.http_port,
+        "grpc-port": config.grpc_port,
+        "metrics-port": config.metrics_port,
+        "metrics-config": "summary_latencies=true",
+        "allow-gpu-metrics": "false",
+        "pinned-memory-pool-byte-size": 0,
+    }
+    # CVE-2025-23319 and 23320 let a caller register the backend's own shared memory. Nobody here registers any, so
+    # these calls are locked, and the key thrown away.
+    key = secrets.token_hex()
+    # Both names: each backend, ours included, reads its own settings.
+    settings = {
+        "shm-region-prefix-name": work.name,
+        "shm-default-byte-size": _SHM_BYTES,
+        "stub-timeout-seconds": _STUB_TIMEOUT_S,
+    }
+    return [
+        str(wheel / "bin" / "tritonserver"),
+        "--disable-auto-complete-config",
+        f"--http-restricted-api=shared-memory:lungstreams={key}",
+        f"--grpc-restricted-protocol=shared-memory:lungstreams={key}",
+        *(f"--{name}={value}" for name, value in arguments.items()),
+        *(
+            f"--backend-config={b},{name}={value}"
+            for b in ("python", "onnxruntime")
+            for name, value in settings.items()
+        ),
+    ]
+
+
+def _is_ready(host: str, port: int) -> bool:
+    # Plain http.client: urllib would ask a proxy of the environment for loopback.
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,138 @@
+"""What crosses gRPC, by `serving.pipeline`: the channel, the request, the server's metadata and its faults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from tritonclient import grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from serving import pipeline
+from serving.errors import InferenceFailed, ServerError, ServerMismatch, ServerNotReady, ServerUnreachable
+from serving.labels import Modality
+
+_UNLIMITED: Final = 2**31 - 1
+_CHANNEL_ARGS: Final = [
+    # tritonclient drops its own two defaults as soon as it is given any argument; gRPC's are 4 MiB.
+    ("grpc.max_send_message_length", _UNLIMITED),
+    ("grpc.max_receive_message_length", _UNLIMITED),
+    # A server that comes back is found within a second, and not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Else clients of one process share a connection, and with it each other's backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+# "[request id: <id_unknown>] in ensemble 'covid_pipeline', ": true, and no help to whoever sent the scan.
+_PREFIX: Final = re.compile(r"^(\[request id: [^\]]*\]\s*)?(in ensemble '[^']*',\s*)?")
+_FULL: Final = ("maximum queue size", "timeout expired")
+_NOT_LOADED: Final = ("unknown model", "no available versions", "not ready", "not found", "stopping", "exiting")
+
+
+def connect(url: str) -> Any:
+    """A `tritonclient.grpc.InferenceServerClient` for an address without a scheme; no connection is made yet."""
+    return triton_grpc.InferenceServerClient(url, channel_args=_CHANNEL_ARGS)
+
+
+def wanted_outputs(modality: Modality) -> tuple[pipeline.Tensor, ...]:
+    """The ensemble's outputs that say something about a scan.
+
+    For an X-ray this is the diagnosis alone. Its other gates are closed anyway, but Triton does not even run a step
+    that nothing asks for, and sends no empty masks.
+    """
+    return (pipeline.DIAGNOSIS,) if modality == "xray" else pipeline.ENSEMBLE_OUTPUTS
+
+
+def asked_models(modality: Modality) -> tuple[str, ...]:
+    """The models that `wanted_outputs` make Triton run, in the order of the pipeline."""
+    wanted = {output.name for output in wanted_outputs(modality)}
+    return tuple(
+        step.model for step in pipeline.STEPS if step.stage == 0 or not wanted.isdisjoint(step.output_map.values())
+    )
+
+
+def request(data: bytes, modality: Modality, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """The keyword arguments of tritonclient's `infer` and `async_infer` for one scan.
+
+    Args:
+        data: The scan's own bytes.
+        modality: Of the scan, resolved.
+        thresholds: All of `pipeline.THRESHOLD_NAMES`, in `[0, 1]`.
+    """
+    values = {
+        pipeline.SCAN.name: np.array([[data]], dtype=np.object_),
+        pipeline.MODALITY.name: np.array([[modality.encode()]], dtype=np.object_),
+        pipeline.THRESHOLDS_TENSOR.name: np.array(
+            [[thresholds[name] for name in pipeline.THRESHOLD_NAMES]], dtype=np.float32
+        ),
+    }
+    inputs = []
+    for tensor in pipeline.ENSEMBLE_INPUTS:
+        wire_input = triton_grpc.InferInput(tensor.name, [1, *tensor.shape], tensor.dtype)
+        wire_input.set_data_from_numpy(values[tensor.name])
+        inputs.append(wire_input)
+    return {
+        "model_name": pipeline.ENSEMBLE_NAME,
+        "inputs": inputs,
+        "outputs": [triton_grpc.InferRequestedOutput(tensor.name) for tensor in wanted_outputs(modality)],
+    }
+
+
+def compare(model: str, metadata: Any, url: str) -> None:
+    """Hold a model's metadata, a `ModelMetadataResponse`, against `serving.pipeline`.
+
+    Raises:
+        ServerMismatch: If names, types or dimensions differ.
+    """
+    if model == pipeline.ENSEMBLE_NAME:
+        sides = (("inputs", pipeline.ENSEMBLE_INPUTS), ("outputs", pipeline.ENSEMBLE_OUTPUTS))
+    else:
+        step = pipeline.step(model)
+        sides = (("inputs", step.inputs), ("outputs", step.outputs))
+    for side, expected in sides:
+        # -1 is the batch axis, which Triton puts before the dimensions of a batching model.
+        there = _signature((t.name, t.datatype, tuple(t.shape)) for t in getattr(metadata, side))
+        ours = _signature((t.name, t.dtype, (-1, *t.shape)) for t in expected)
+        if there != ours:
+            raise ServerMismatch(f"{side} of {model} at {url}: expected {ours}, got {there or 'none'}")
+
+
+def _signature(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {dtype}{list(shape)}" for name, dtype, shape in sorted(tensors))
+
+
+def translate(fault: InferenceServerException, url: str, *, timeout_s: float, inferring: bool) -> ServerError:
+    """The error of ours that a failed call means.
+
+    Triton uses UNAVAILABLE for a full queue and for a model that is not there, gRPC for a connection that failed: only
+    the text tells them apart.
+
+    Args:
+        fault: As raised by tritonclient.
+        url: The server's address, for the message.
+        timeout_s: The deadline that the call had, in seconds.
+        inferring: Whether the call was a request for an inference. The others take no time, so that a deadline which
+            they miss means that nothing answers.
+    """
+    status = (fault.status() or "").removeprefix("StatusCode.")
+    text = " ".join(_PREFIX.sub("", fault.message() or "").split())
+    lower = text.lower()
+    if status == "DEADLINE_EXCEEDED":
+        if inferring:
+            return InferenceFailed(f"expected an answer of {url} within {timeout_s:g} s, got none")
+        return ServerUnreachable(f"nothing answers at {url} within {timeout_s:g} s")
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _FULL):
+        return InferenceFailed(f"{url} is overloaded: {text}")
+    if status in ("NOT_FOUND", "UNAVAILABLE") and any(sign in lower for sign in _NOT_LOADED):
+        return ServerNotReady(f"{url} answers, but: {text}")
+    if status == "UNAVAILABLE":
+        # gRPC's words for a refused connection say no more, at length.
+        detail = "" if "failed to connect" in lower else f" ({text})"
+        return ServerUnreachable(f"nothing answers at {url}{detail}")
+    if status == "UNIMPLEMENTED":
+        return ServerUnreachable(f"what answers at {url} is no Triton server ({text or status})")
+    return InferenceFailed(text or f"{url} failed without a word ({status or 'no status'})")

@@ -1,0 +1,242 @@
+"""The page in a real browser, in front of a real Triton."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from demo.panels import RESEARCH_USE
+from serving import phantom
+from serving.labels import DIAGNOSES, STREAMS
+from serving.tritonserver import ServerConfig, TritonServer
+from tests.demo.page_process import free_port, served_page
+
+pytestmark = [pytest.mark.browser, pytest.mark.triton]
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+ANSWER_MS = 60_000
+"""The first answer of full-size networks on a busy machine; nothing waits this long when it works."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"expected Debian's chromium at {CHROMIUM}: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def toy_page_url(toy_triton: TritonServer) -> Iterator[str]:
+    """The page in front of toy networks, whose gates open and close by the picture."""
+    with served_page(toy_triton.grpc_url) as url:
+        yield url
+
+
+@pytest.fixture
+def toy_page(browser: Browser, toy_page_url: str) -> Iterator[Page]:
+    with browser.new_context(viewport=DESKTOP) as context:
+        page = context.new_page()
+        open_page(page, toy_page_url)
+        yield page
+
+
+def open_page(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.locator("#go")).to_be_visible()
+    # The answer to the page's first event: from here on its other events are connected too.
+    expect(page.locator("#server")).to_contain_text("Triton", timeout=ANSWER_MS)
+
+
+def upload(page: Page, name: str, data: bytes) -> None:
+    page.locator("#scan input[type=file]").set_input_files(
+        {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    )
+
+
+def shown_image(page: Page) -> bytes:
+    """The file behind the picture that is shown."""
+    source = page.locator("#overlay img").get_attribute("src")
+    assert source is not None
+    with urlopen(source) as answer:
+        return bytes(answer.read())
+
+
+def wait_for_another_image(page: Page, before: bytes) -> bytes:
+    digest = hashlib.sha256(before).hexdigest()
+    for _ in range(100):
+        after = shown_image(page)
+        if hashlib.sha256(after).hexdigest() != digest:
+            return after
+        page.wait_for_timeout(100)
+    pytest.fail("the picture did not change")
+
+
+def open_every_gate(page: Page) -> None:
+    page.get_by_role("button", name="Thresholds of the gates").click()
+    for name in ("ground_glass", "consolidation", "pleural_effusion"):
+        field = page.locator(f"#threshold-{name} input[type=number]")
+        field.fill("0")
+        field.press("Tab")
+
+
+def ct_png() -> bytes:
+    return phantom.png_bytes(phantom.ct_slice(seed=1).pixels)
+
+
+def test_a_scan_goes_in_and_an_overlay_comes_out(browser: Browser, triton: TritonServer) -> None:
+    with served_page(triton.grpc_url) as url, browser.new_context(viewport=DESKTOP) as context:
+        page = context.new_page()
+        open_page(page, url)
+        open_every_gate(page)
+        upload(page, "slice.png", ct_png())
+        expect(page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+        expect(page.locator("#layers input[type=checkbox]")).to_have_count(len(STREAMS))
+        expect(page.get_by_text(RESEARCH_USE)).to_be_visible()
+        assert shown_image(page).startswith(b"\x89PNG")
+
+
+def test_uploading_a_slice_shows_scores_masks_areas_times_and_versions(toy_page: Page) -> None:
+    open_every_gate(toy_page)
+    upload(toy_page, "slice.png", ct_png())
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+    for label in DIAGNOSES:
+        expect(toy_page.locator("#diagnosis")).to_contain_text(label.title)
+    expect(toy_page.locator("#manifestations .ls-found")).to_have_count(len(STREAMS))
+    expect(toy_page.locator("#manifestations")).to_contain_text(re.compile(r"\d+\.\d+ % of the slice"))
+    expect(toy_page.locator("#how tbody tr")).to_have_count(7)
+    expect(toy_page.locator("#how")).to_contain_text(re.compile(r"\d ms in all"))
+    expect(toy_page.get_by_text(RESEARCH_USE)).to_be_visible()
+    assert shown_image(toy_page).startswith(b"\x89PNG")
+
+
+def test_layers_and_opacity_change_the_picture_without_another_inference(
+    toy_page: Page, toy_triton: TritonServer
+) -> None:
+    open_every_gate(toy_page)
+    before = inferences_of(toy_triton)
+    upload(toy_page, "slice.png", ct_png())
+    expect(toy_page.locator("#layers input[type=checkbox]")).to_have_count(len(STREAMS), timeout=ANSWER_MS)
+    inferences = inferences_of(toy_triton)
+    assert inferences != before
+    first = shown_image(toy_page)
+    toy_page.locator('#layers input[name="pleural_effusion"]').uncheck()
+    second = wait_for_another_image(toy_page, first)
+    toy_page.locator('#layers input[name="all"]').check()
+    third = wait_for_another_image(toy_page, second)
+    opacity = toy_page.locator("#opacity input[type=number]")
+    opacity.fill("1")
+    opacity.press("Tab")
+    wait_for_another_image(toy_page, third)
+    assert inferences_of(toy_triton) == inferences
+
+
+def inferences_of(server: TritonServer) -> list[str]:
+    with urlopen(f"http://{server.metrics_url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return [line for line in lines if line.startswith("nv_inference_count")]
+
+
+def test_a_closed_gate_says_so_and_why(toy_page: Page) -> None:
+    toy_page.get_by_role("button", name="Thresholds of the gates").click()
+    field = toy_page.locator("#threshold-covid19 input[type=number]")
+    field.fill("1")
+    field.press("Tab")
+    upload(toy_page, "slice.png", ct_png())
+    closed = toy_page.locator("#manifestations .ls-closed")
+    expect(closed).to_have_count(len(STREAMS), timeout=ANSWER_MS)
+    expect(closed.first).to_contain_text(
+        re.compile(r"not run: gate closed by COVID-19 \(p = 0\.\d+ < threshold 1\.0+\)")
+    )
+    expect(toy_page.locator("#layers-note")).to_contain_text("every gate was closed")
+
+
+def test_an_xray_is_not_applicable_to_manifestations(toy_page: Page) -> None:
+    upload(toy_page, "chest.png", phantom.png_bytes(phantom.chest_xray(seed=1)))
+    expect(toy_page.locator("#manifestations")).to_contain_text("Not applicable", timeout=ANSWER_MS)
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES))
+    expect(toy_page.locator("#manifestations")).not_to_contain_text("nothing found")
+    expect(toy_page.locator("#layers")).to_have_count(0)
+
+
+def test_an_example_is_one_click_away(toy_page: Page) -> None:
+    toy_page.get_by_role("button", name="CT slice, DICOM").click()
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+    expect(toy_page.locator("#scan")).to_contain_text("phantom-ct")
+
+
+def test_a_file_that_is_no_scan_gets_a_message_and_takes_the_old_result_away(toy_page: Page) -> None:
+    toy_page.get_by_role("button", name="Chest X-ray, PNG").click()
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+    toy_page.get_by_role("button", name="Clear").click()
+    upload(toy_page, "notes.png", b"these are only words")
+    alert = toy_page.locator("#alert [role=alert]")
+    expect(alert).to_contain_text("This file can not be read as a scan", timeout=ANSWER_MS)
+    expect(alert).to_contain_text("Expected PNG, JPEG or DICOM, got 20 bytes")
+    expect(toy_page.locator("body")).not_to_contain_text("Traceback")
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(0)
+    expect(toy_page.locator("#overlay img")).to_have_count(0)
+
+
+def test_the_page_asks_nobody_else_for_anything(browser: Browser, toy_page_url: str) -> None:
+    with browser.new_context(viewport=DESKTOP) as context:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        open_page(page, toy_page_url)
+        page.get_by_role("button", name="CT slice, PNG").click()
+        expect(page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+        own = (f"{toy_page_url}/", "data:", "blob:")
+        assert [url for url in asked if not url.startswith(own)] == []
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_nothing_has_to_be_scrolled_sideways(browser: Browser, toy_page_url: str, viewport: dict[str, int]) -> None:
+    with browser.new_context(viewport=viewport) as context:  # type: ignore[arg-type]
+        page = context.new_page()
+        open_page(page, toy_page_url)
+        page.get_by_role("button", name="CT slice, PNG").click()
+        expect(page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+        page.get_by_role("button", name="Thresholds of the gates").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_the_banner_comes_with_the_loss_of_triton_and_goes_when_it_is_back(
+    browser: Browser, toy_repository: Path
+) -> None:
+    config = ServerConfig(toy_repository, grpc_port=free_port(), http_port=0, metrics_port=0, threads=1)
+    banner = "#banner [role=alert]"
+    with TritonServer(config) as server, served_page(server.grpc_url) as url:
+        with browser.new_context(viewport=DESKTOP) as context:
+            page = context.new_page()
+            open_page(page, url)
+            expect(page.locator("#server")).to_contain_text("Triton is ready", timeout=ANSWER_MS)
+            expect(page.locator(banner)).to_have_count(0)
+            server.stop()
+            expect(page.locator(banner)).to_contain_text("Triton is not", timeout=ANSWER_MS)
+            upload(page, "slice.png", ct_png())
+            expect(page.locator("#alert [role=alert]")).to_contain_text("did not answer", timeout=ANSWER_MS)
+            with TritonServer(config):
+                expect(page.locator(banner)).to_have_count(0, timeout=ANSWER_MS)
+                page.locator("#go").click()
+                expect(page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES), timeout=ANSWER_MS)
+                expect(page.locator("#alert [role=alert]")).to_have_count(0)

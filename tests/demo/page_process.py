@@ -1,0 +1,66 @@
+"""The page in a process of its own, as a visitor meets it.
+
+Not in the tests' process: Gradio leaves event loops unclosed, whose warnings would turn up in whatever test runs when
+they are collected.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.request import urlopen
+
+START_TIMEOUT_S = 90.0
+_PROGRAM = "import sys; from demo.app import launch; launch(sys.argv[1], port=int(sys.argv[2]))"
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served_page(triton_url: str) -> Iterator[str]:
+    """Serve the page on a free port, and end it.
+
+    Args:
+        triton_url: ``host:port`` of Triton's gRPC endpoint; need not answer.
+
+    Yields:
+        The address for a browser.
+    """
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-c", _PROGRAM, triton_url, str(port)]
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+            try:
+                url = f"http://127.0.0.1:{port}"
+                if not _answers(url, process):
+                    log.seek(0)
+                    raise RuntimeError(f"the page did not start:\n{log.read().decode(errors='replace')[-2000:]}")
+                yield url
+            finally:
+                process.terminate()
+                try:
+                    process.wait(timeout=15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        try:
+            with urlopen(url, timeout=5):
+                return True
+        except (URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    return False

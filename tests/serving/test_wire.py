@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from serving import pipeline, wire
+from serving.errors import InferenceFailed, ServerError, ServerNotReady, ServerUnreachable
+
+
+def translated(status: str, text: str, *, inferring: bool = True) -> ServerError:
+    fault = InferenceServerException(text, status=f"StatusCode.{status}")
+    return wire.translate(fault, "10.0.0.1:8001", timeout_s=7, inferring=inferring)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; last error: UNKNOWN: Connection refused",
+            ServerUnreachable,
+        ),
+        ("UNAVAILABLE", "Stream removed (Socket closed)", ServerUnreachable),
+        ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", InferenceFailed),
+        ("UNAVAILABLE", "[request id: <id_unknown>] Request timeout expired", InferenceFailed),
+        ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
+        ("NOT_FOUND", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
+        ("UNIMPLEMENTED", "", ServerUnreachable),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", InferenceFailed),
+        ("INVALID_ARGUMENT", "unexpected shape for input 'scan'", InferenceFailed),
+        ("INTERNAL", "", InferenceFailed),
+    ],
+)
+def test_grpc_status_and_text_tell_the_errors_apart(status: str, text: str, expected: type[ServerError]) -> None:
+    error = translated(status, text)
+    assert type(error) is expected
+    assert "\n" not in str(error)
+    assert str(error)
+
+
+def test_a_deadline_of_a_call_that_takes_no_time_means_that_nobody_is_there() -> None:
+    assert type(translated("DEADLINE_EXCEEDED", "Deadline Exceeded", inferring=False)) is ServerUnreachable
+
+
+def test_the_scans_error_comes_without_tritons_prefixes() -> None:
+    text = "in ensemble 'covid_pipeline', expected PNG, JPEG or DICOM,\n got a GIF"
+    assert str(translated("INTERNAL", text)) == "expected PNG, JPEG or DICOM, got a GIF"
+    nested = f"[request id: <id_unknown>] {text}"
+    assert str(translated("INTERNAL", nested)) == "expected PNG, JPEG or DICOM, got a GIF"
+
+
+def test_an_xray_asks_for_what_says_something_about_it() -> None:
+    assert [tensor.name for tensor in wire.wanted_outputs("xray")] == ["diagnosis"]
+    assert wire.asked_models("xray") == ("preprocess", "recognition")
+    assert wire.wanted_outputs("ct") == pipeline.ENSEMBLE_OUTPUTS
+    assert wire.asked_models("ct") == tuple(step.model for step in pipeline.STEPS)
+
+
+def test_a_request_has_the_ensembles_inputs_in_their_types() -> None:
+    request = wire.request(b"\x89PNG\x00\x00", "ct", {**pipeline.THRESHOLDS, "consolidation": 0.25})
+    there = {i.name(): (i.datatype(), tuple(i.shape())) for i in request["inputs"]}
+    assert there == {t.name: (t.dtype, (1, *t.shape)) for t in pipeline.ENSEMBLE_INPUTS}
+    assert request["model_name"] == pipeline.ENSEMBLE_NAME

@@ -1,0 +1,150 @@
+"""Measures models on the test split: patients and groups that no training run of ours has seen.
+
+Two forms of a model can be measured: a run's Keras weights, and what is published in the model repository, as
+ONNX Runtime computes it. `train.publish` writes the second into each version's provenance; ``lungstreams evaluate``
+does it again for all that ships and writes ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+from jaxtyping import Num, UInt8
+
+from serving.errors import DatasetError
+from serving.pipeline import ENSEMBLE_NAME, STEPS
+from serving.repository import DEFAULT_REPOSITORY
+from train import data, fit
+from train.batches import Arrays, in_three_channels
+from train.experiments import EXPERIMENTS, Experiment
+from train.parity import gate_inputs, open_session
+from train.provenance import FILE_NAME, Provenance
+from train.report import results_markdown
+from train.scoring import score_manifestations, score_recognition, score_segmentation
+
+Predictor = Callable[[UInt8[np.ndarray, "n 512 512 3"]], Num[np.ndarray, "n ..."]]
+"""Preprocessed scans -> probabilities, or class ids of a mask."""
+
+EVALUATION_FILE: Final = "evaluation.json"
+_BATCH: Final = 8
+_log = logging.getLogger(__name__)
+
+
+def keras_predictor(model: keras.Model, *, masks: bool) -> Predictor:
+    """Answers of a Keras model."""
+
+    def predict(images: UInt8[np.ndarray, "n 512 512 3"]) -> Num[np.ndarray, "n ..."]:
+        output = np.asarray(model.predict_on_batch(images))
+        return output.argmax(axis=-1).astype(np.uint8) if masks else output
+
+    return predict
+
+
+def onnx_predictor(path: Path, model_name: str) -> Predictor:
+    """Answers of a published graph with its gate open."""
+    step = next(step for step in STEPS if step.model == model_name)
+    session = open_session(path)
+
+    def predict(images: UInt8[np.ndarray, "n 512 512 3"]) -> Num[np.ndarray, "n ..."]:
+        feed = {"image": images, **gate_inputs(step, np.ones(len(images), dtype=bool))}
+        return np.asarray(session.run([step.outputs[0].name], feed)[0])
+
+    return predict
+
+
+def measure(experiment: Experiment, arrays: Arrays, predict: Predictor) -> dict[str, Any]:
+    """Figures of one model on a split.
+
+    Args:
+        experiment: Says what the answers mean.
+        arrays: The split.
+        predict: The model.
+
+    Returns:
+        Plain JSON; see `train.scoring`.
+    """
+    answers = np.concatenate(
+        [predict(in_three_channels(arrays.images[i : i + _BATCH])) for i in range(0, len(arrays.examples), _BATCH)]
+    )
+    if experiment.task == "recognition":
+        return score_recognition(arrays.examples, answers)
+    if experiment.task == "manifestations":
+        return score_manifestations(arrays.examples, answers)
+    return score_segmentation(arrays, answers, experiment.stream or "")
+
+
+def trained(run: Path) -> tuple[Experiment, keras.Model]:
+    """A finished run's experiment and its best network, sized for whole scans.
+
+    Raises:
+        DatasetError: If the folder is not that of a finished run.
+    """
+    record, weights = run / fit.RUN_FILE, run / fit.WEIGHTS_FILE
+    for path in (record, weights):
+        if not path.is_file():
+            raise DatasetError(f"expected a finished run with {path.name} in {run}, found none")
+    experiment = EXPERIMENTS[json.loads(record.read_text(encoding="utf-8"))["experiment"]]
+    model = fit.build(experiment)
+    model.load_weights(weights)
+    return experiment, model
+
+
+def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/results.md")) -> dict[str, Any]:
+    """Measure runs, or, without any, everything that is published.
+
+    Args:
+        runs: Folders of runs; each gets an ``evaluation.json``.
+        data_folder: Root of the scans; None for the default.
+        out: Where the report on what is published goes; its JSON lies beside it. Used without runs.
+
+    Returns:
+        Figures by run or by model.
+
+    Raises:
+        DatasetError: If data or a run is missing.
+    """
+    root = data.data_root(data_folder)
+    results: dict[str, Any] = {}
+    if runs:
+        for run in runs:
+            experiment, model = trained(run)
+            arrays = fit.load(experiment, root, run.parent / "cache").of_split("test")
+            figures = measure(experiment, arrays, keras_predictor(model, masks=experiment.stream is not None))
+            (run / EVALUATION_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            results[experiment.name] = figures
+            _log.info("%s: %s", experiment.name, json.dumps(figures))
+        return results
+    provenances = {}
+    for model_name, folder in published(DEFAULT_REPOSITORY).items():
+        provenances[model_name] = Provenance.from_json((folder / FILE_NAME).read_text(encoding="utf-8"))
+        experiment = EXPERIMENTS[provenances[model_name].experiment]
+        arrays = fit.load(experiment, root, Path("runs") / "cache").of_split("test")
+        results[model_name] = measure(experiment, arrays, onnx_predictor(folder / "model.onnx", model_name))
+        _log.info("%s measured", model_name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(results_markdown(results, provenances), encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def published(repository: Path) -> dict[str, Path]:
+    """The newest version folder of every ONNX model of the pipeline, by model.
+
+    Raises:
+        DatasetError: If one has no version.
+    """
+    folders = {}
+    for step in STEPS:
+        if step.backend != "onnxruntime" or step.model == ENSEMBLE_NAME:
+            continue
+        numbers = [int(p.name) for p in (repository / step.model).iterdir() if p.name.isdecimal()]
+        if not numbers:
+            raise DatasetError(f"expected a published version of {step.model} in {repository}, found none")
+        folders[step.model] = repository / step.model / str(max(numbers))
+    return folders

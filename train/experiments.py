@@ -1,0 +1,151 @@
+"""Every training run by name, with what it costs and what to expect of it.
+
+``lungstreams train NAME`` runs one; ``lungstreams train --list`` shows this table. Costs are hours of a plain machine
+with two cores and no GPU. The runs named ``*_first`` gave the first weights that ship; `docs/decisions.md` says what
+else was tried. The paper's own recipes come with the issue on training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+from serving.labels import STREAM_NAMES
+from serving.pipeline import segmentation_model
+from train.augmentation import Augmentation
+from train.deeplab import DeepLabConfig
+from train.inception import InceptionV3Config
+from train.manifestation_cnn import ManifestationCnnConfig
+from train.targets import INFECTION_STREAM, NODULE_STREAM, class_names
+
+Task = Literal["recognition", "manifestations", "segmentation", "nodules"]
+IMAGENET: Final = "imagenet"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run.
+
+    Attributes:
+        name: How it is called.
+        task: Which data and which loss.
+        model: Configuration of the network.
+        publishes: The pipeline's model that it gives weights to, or None for a pre-training run.
+        stream: What a segmentation run segments.
+        init_from: ``imagenet``, the name of another run, or None for random weights.
+        mixture: Share of each source (prefix of `Example.source`) in a batch. Empty: by the square root of the
+            number of examples with the same modality, source and target.
+        crop_px: Side of a training crop. At 384 the atrous rate of 18 (288 pixels) still meets the image; in a crop
+            of 256 its outer taps would never be trained and then run on 512.
+        foreground_weight: Weight of a lesion's pixel in the cross-entropy.
+        expect: What a run gave, in words.
+        cost: Roughly, on two cores.
+    """
+
+    name: str
+    task: Task
+    model: InceptionV3Config | ManifestationCnnConfig | DeepLabConfig
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    publishes: str | None = None
+    stream: str | None = None
+    init_from: str | None = None
+    mixture: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    crop_px: int = 512
+    foreground_weight: float = 2.0
+    warmup_steps: int = 50
+    weight_decay: float = 4e-5
+    seed: int = 20
+    expect: str = ""
+    cost: str = ""
+
+
+COMPACT_WIDTH: Final = 0.25
+BATCH_NORM_MOMENTUM: Final = 0.95
+"""A run of a few hundred steps is too short for the moving statistics to settle at 0.99."""
+_CT: Final = Augmentation(rotation_deg=12, translation=0.05, zoom=0.15, shear_deg=6, flip=True)
+
+
+def _deeplab(stream: str) -> DeepLabConfig:
+    return DeepLabConfig(
+        n_classes=len(class_names(stream)), width=COMPACT_WIDTH, batch_norm_momentum=BATCH_NORM_MOMENTUM
+    )
+
+
+def _stream(stream: str, mixture: dict[str, float], epochs: int, init_from: str, learning_rate: float) -> Experiment:
+    return Experiment(
+        name=f"{stream}_first",
+        task="segmentation",
+        model=_deeplab(stream),
+        publishes=segmentation_model(stream) if stream in STREAM_NAMES else None,
+        stream=stream,
+        init_from=init_from,
+        mixture=MappingProxyType(mixture),
+        augmentation=_CT,
+        crop_px=384,
+        epochs=epochs,
+        steps_per_epoch=40,
+        batch_size=6,
+        learning_rate=learning_rate,
+    )
+
+
+_LESION_MIX: Final = {"medseg100": 0.7, "covid19_ct_seg": 0.15, "healthy": 0.15}
+
+_RUNS: Final = (
+    Experiment(
+        name="recognition_first",
+        task="recognition",
+        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
+        publishes="recognition",
+        init_from=IMAGENET,
+        augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
+        epochs=4,
+        steps_per_epoch=120,
+        batch_size=16,
+        learning_rate=1e-4,
+        warmup_steps=70,
+    ),
+    Experiment(
+        name="manifestations_first",
+        task="manifestations",
+        model=ManifestationCnnConfig(n_blocks=5, downsample=2),
+        publishes="manifestations",
+        augmentation=_CT,
+        epochs=20,
+        steps_per_epoch=20,
+        batch_size=16,
+        learning_rate=1e-3,
+    ),
+    Experiment(
+        name="nodules_first",
+        task="nodules",
+        model=_deeplab(NODULE_STREAM),
+        stream=NODULE_STREAM,
+        augmentation=Augmentation(rotation_deg=90, zoom=0.25, base_scale=0.5, flip=True),
+        crop_px=256,
+        epochs=6,
+        steps_per_epoch=50,
+        batch_size=8,
+        learning_rate=1e-3,
+    ),
+    _stream(INFECTION_STREAM, {"covid19_ct_seg": 0.75, "medseg100": 0.15, "healthy": 0.1}, 8, "nodules_first", 1e-3),
+    _stream(
+        "all",
+        {"medseg100": 0.45, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.2, "healthy": 0.1},
+        8,
+        "infection_first",
+        1e-3,
+    ),
+    _stream("ground_glass", _LESION_MIX, 5, "all_first", 5e-4),
+    _stream("consolidation", _LESION_MIX, 5, "all_first", 5e-4),
+    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 5, "all_first", 5e-4),
+)
+
+EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType({run.name: run for run in _RUNS})
+"""All runs; the order is one in which each finds what it starts from."""

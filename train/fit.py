@@ -1,0 +1,246 @@
+"""Runs an experiment: data, network, loss, checkpoints, and what came of it.
+
+A run's folder holds ``best.weights.h5`` (lowest validation loss), ``run.json`` (the experiment, the data's fingerprint,
+the best epoch), ``log.csv`` (a row an epoch) and, until it is finished, ``backup/`` to resume from.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+
+from serving.errors import DatasetError
+from serving.labels import ALL_STREAM
+from train import data
+from train.batches import Arrays, PlainBatches, TrainingBatches
+from train.deeplab import DeepLabConfig, build_deeplab
+from train.experiments import EXPERIMENTS, IMAGENET, Experiment
+from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
+from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
+from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
+from train.targets import admissible_table
+
+WEIGHTS_FILE: Final = "best.weights.h5"
+RUN_FILE: Final = "run.json"
+LOG_FILE: Final = "log.csv"
+IMAGENET_FILE: Final = "weights/inception_v3_imagenet_partial.npz"
+
+_log = logging.getLogger(__name__)
+
+
+def build(experiment: Experiment, *, training: bool = False) -> keras.Model:
+    """The network of an experiment, with random weights.
+
+    Args:
+        experiment: Which.
+        training: Sized for the training crop instead of the whole scan. The weights fit both.
+    """
+    config = experiment.model
+    if isinstance(config, InceptionV3Config):
+        return build_inception_v3(config)
+    if isinstance(config, ManifestationCnnConfig):
+        return build_manifestation_cnn(config)
+    return build_deeplab(dataclasses.replace(config, input_hw=(None, None)) if training else config)
+
+
+def examples_of(experiment: Experiment, root: Path) -> list[data.Example]:
+    """All splits of the data of an experiment."""
+    listing: dict[str, Callable[[Path], list[data.Example]]] = {
+        "recognition": data.recognition,
+        "manifestations": data.manifestations,
+        "segmentation": data.segmentation,
+        "nodules": data.nodules,
+    }
+    examples = listing[experiment.task](root)
+    if experiment.mixture:
+        prefixes = tuple(experiment.mixture)
+        examples = [e for e in examples if e.source.startswith(prefixes)]
+    return examples
+
+
+def load(experiment: Experiment, root: Path, cache: Path) -> Arrays:
+    """Images and annotations of an experiment, prepared by `serving.preprocessing`."""
+    examples = examples_of(experiment, root)
+    images, codes = data.load_all(examples, root, cache, masks=isinstance(experiment.model, DeepLabConfig))
+    return Arrays(examples, images, codes)
+
+
+def loss_of(experiment: Experiment) -> Callable[[Any, Any], Any]:
+    """The loss of an experiment; see `train.losses`."""
+    if experiment.task == "recognition":
+        return admissible_crossentropy
+    if experiment.task == "manifestations":
+        return masked_binary_crossentropy
+    return segmentation_loss(admissible_table(experiment.stream or ALL_STREAM.name), experiment.foreground_weight)
+
+
+def transfer(model: keras.Model, source: keras.Model) -> list[str]:
+    """Copy the weights of every layer that both have with the same shapes.
+
+    Returns:
+        Names of the layers of `model` with weights that kept their own: the head, where the classes differ.
+    """
+    kept = []
+    by_name = {layer.name: layer for layer in source.layers}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        twin = by_name.get(layer.name)
+        if twin is not None and [w.shape for w in twin.weights] == [w.shape for w in layer.weights]:
+            layer.set_weights(twin.get_weights())
+        else:
+            kept.append(layer.name)
+    return kept
+
+
+def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Path) -> None:
+    """Give the network what the experiment starts from.
+
+    Raises:
+        DatasetError: If that is not there.
+    """
+    if experiment.init_from is None:
+        return
+    if experiment.init_from == IMAGENET:
+        report = load_imagenet_partial(model, root / IMAGENET_FILE)
+        _log.info("ImageNet weights: %s", report)
+        return
+    weights = runs / experiment.init_from / WEIGHTS_FILE
+    if not weights.is_file():
+        raise DatasetError(f"{experiment.name} starts from {experiment.init_from}: expected {weights}, found none")
+    source = build(EXPERIMENTS[experiment.init_from], training=True)
+    source.load_weights(weights)
+    _log.info("from %s; fresh layers: %s", experiment.init_from, transfer(model, source) or "none")
+
+
+def optimizer_of(experiment: Experiment) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up and a cosine to zero."""
+    total = experiment.epochs * experiment.steps_per_epoch
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=experiment.learning_rate / 100,
+        warmup_target=experiment.learning_rate,
+        warmup_steps=experiment.warmup_steps,
+        decay_steps=max(total - experiment.warmup_steps, 1),
+    )
+    return keras.optimizers.AdamW(schedule, weight_decay=experiment.weight_decay, clipnorm=5.0)
+
+
+def validation_losses(folder: Path) -> list[float]:
+    """The validation loss of each finished epoch of a run, also of those before a resume."""
+    log = folder / LOG_FILE
+    if not log.is_file():
+        return []
+    with log.open(newline="", encoding="utf-8") as stream:
+        return [float(row["val_loss"]) for row in csv.DictReader(stream)]
+
+
+class _EpochOfBatches(keras.callbacks.Callback):  # type: ignore[misc]
+    """Tells the batches which epoch it is, also after a resume."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._batches.epoch = epoch
+
+
+def _callbacks(folder: Path, batches: TrainingBatches) -> list[keras.callbacks.Callback]:
+    return [
+        keras.callbacks.BackupAndRestore(str(folder / "backup"), save_freq="epoch"),
+        _EpochOfBatches(batches),
+        keras.callbacks.ModelCheckpoint(
+            str(folder / WEIGHTS_FILE),
+            monitor="val_loss",
+            save_best_only=True,
+            save_weights_only=True,
+            # A resumed run must not take its first epoch for the best one.
+            initial_value_threshold=min(validation_losses(folder), default=None),
+        ),
+        keras.callbacks.CSVLogger(str(folder / LOG_FILE), append=True),
+        keras.callbacks.TerminateOnNaN(),
+    ]
+
+
+def main(
+    experiment: str, data_folder: Path | None, out: Path, *, resume: bool = True, verbose: int | None = None
+) -> Path:
+    """Run one experiment.
+
+    Args:
+        experiment: Its name in `EXPERIMENTS`.
+        data_folder: Root of the scans; None for the default of `train.data.data_root`.
+        out: Where runs live; the cache of prepared scans is `out/cache`.
+        resume: Go on from the last epoch that was saved; otherwise start anew.
+        verbose: As for `keras.Model.fit`; by default a progress bar on a terminal and a line an epoch elsewhere.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        DatasetError: If the experiment, the data or what it starts from is missing.
+    """
+    if experiment not in EXPERIMENTS:
+        raise DatasetError(f"expected one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
+    run = EXPERIMENTS[experiment]
+    root = data.data_root(data_folder)
+    folder = out / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for old in (folder / WEIGHTS_FILE, folder / LOG_FILE, folder / RUN_FILE):
+            old.unlink(missing_ok=True)
+        for old in sorted((folder / "backup").rglob("*"), reverse=True):
+            old.unlink() if old.is_file() else old.rmdir()
+
+    keras.utils.set_random_seed(run.seed)
+    arrays = load(run, root, out / "cache")
+    model = build(run, training=True)
+    initialise(model, run, root, out)
+    optimizer = optimizer_of(run)
+    # Building the slots eagerly: inside TensorFlow's traced first step the same took minutes.
+    optimizer.build(model.trainable_variables)
+    # XLA on a CPU compiles for a minute and then runs slower than oneDNN's kernels.
+    jit_compile = "auto" if keras.backend.backend() == "jax" else False
+    model.compile(optimizer, loss=loss_of(run), jit_compile=jit_compile)
+    batches = TrainingBatches(
+        arrays.of_split("train"),
+        batch_size=run.batch_size,
+        steps=run.steps_per_epoch,
+        augmentation=run.augmentation,
+        crop_px=run.crop_px,
+        mixture=run.mixture,
+        seed=run.seed,
+    )
+    validation = PlainBatches(arrays.of_split("val"), batch_size=4)
+    model.fit(
+        batches,
+        epochs=run.epochs,
+        validation_data=validation,
+        callbacks=_callbacks(folder, batches),
+        verbose=verbose if verbose is not None else (1 if sys.stdout.isatty() else 2),
+    )
+    _write_run(folder, run, arrays, root)
+    return folder
+
+
+def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path) -> None:
+    losses = validation_losses(folder)
+    record = {
+        "experiment": run.name,
+        "configuration": json.loads(json.dumps(dataclasses.asdict(run), default=dict)),
+        "data_fingerprint": data.fingerprint(arrays.examples, root),
+        "n_examples": {s: sum(e.split == s for e in arrays.examples) for s in ("train", "val", "test")},
+        "best_epoch": losses.index(min(losses)) + 1 if losses else None,
+        "best_val_loss": min(losses, default=None),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+    }
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""From a finished run to a published version: measure, export, measure again, write down."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import UInt8
+
+from serving.errors import ExportError
+from train import data, fit
+from train.batches import Arrays, in_three_channels
+from train.data import fingerprint
+from train.evaluate import keras_predictor, measure, trained
+from train.export import export
+from train.provenance import DataSource, Precision, Provenance
+
+CALIBRATION_SCANS: Final = 48
+GOLDEN_SCANS: Final = 16
+TEST_SPLIT: Final = "test split: groups (patients where the source names them) that no run of ours was trained on"
+_SEED: Final = 7
+
+
+def main(run: Path, repository: Path, data_folder: Path | None = None, precision: Precision = "int8") -> Path:
+    """Publish a run's best weights as the newest and only version of its model.
+
+    Args:
+        run: Folder of a finished run.
+        repository: The model repository.
+        data_folder: Root of the scans; None for the default.
+        precision: ``int8``, calibrated on training scans, or ``fp32``.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ExportError: If the run publishes nothing, or a check refuses it.
+        DatasetError: If data or the run is missing.
+    """
+    experiment, model = trained(run)
+    if experiment.publishes is None:
+        raise ExportError(f"expected a run that publishes a model, got {experiment.name}, which others start from")
+    root = data.data_root(data_folder)
+    arrays = fit.load(experiment, root, run.parent / "cache")
+    test = arrays.of_split("test")
+    masks = experiment.stream is not None
+    provenance = Provenance(
+        model=experiment.publishes,
+        experiment=experiment.name,
+        data_fingerprint=fingerprint(arrays.examples, root),
+        data_sources=data_sources(arrays, root),
+        metrics={"split": TEST_SPLIT, "keras_fp32": measure(experiment, test, keras_predictor(model, masks=masks))},
+    )
+    return export(
+        model,
+        experiment.publishes,
+        repository,
+        provenance=provenance,
+        golden=_sample(arrays.of_split("val"), GOLDEN_SCANS),
+        calibration=_sample(arrays.of_split("train"), CALIBRATION_SCANS),
+        precision=precision,
+        measure=lambda predict: measure(experiment, test, predict),
+        keep=1,
+    )
+
+
+def _sample(arrays: Arrays, n: int) -> UInt8[np.ndarray, "n 512 512 3"]:
+    rows = np.random.default_rng(_SEED).permutation(len(arrays.examples))[:n]
+    return in_three_channels(arrays.images[np.sort(rows)])
+
+
+def data_sources(arrays: Arrays, root: Path) -> tuple[DataSource, ...]:
+    """The datasets of a run with the licences that their manifests note."""
+    used = {name for example in arrays.examples for name in (example.path, example.mask) if name}
+    licences: dict[str, set[str]] = {}
+    for folder in sorted({name.split("/")[0] for name in used}):
+        with (root / folder / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                path = f"{folder}/{row.get('file') or row.get('image')}"
+                if path in used:
+                    name = row.get("source_dataset") or row.get("subset") or row["source_repo"]
+                    licences.setdefault(f"{folder}: {name}", set()).add(row["licence"] or "not stated")
+    return tuple(DataSource(name, "; ".join(sorted(notes))) for name, notes in sorted(licences.items()))

@@ -1,0 +1,172 @@
+"""`docs/results.md` from the figures of `train.scoring`. Nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
+from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
+from train.provenance import Provenance
+
+Figures = Mapping[str, Any]
+
+_HEAD = """# Results
+
+Written by `lungstreams evaluate`: the published graphs, as ONNX Runtime computes them, on the test split. The split
+is by patient or by the smallest group that a source lets us tell (`train/data.py`); the CT sources SARS-CoV-2, MosMed
+and `ho` give no patient ids, so there it is by slice. Brackets are 95 % bootstrap intervals over groups.
+Research use only.
+"""
+
+
+def results_markdown(results: Mapping[str, Figures], provenances: Mapping[str, Provenance]) -> str:
+    """The report on everything that is published.
+
+    Args:
+        results: Figures by model.
+        provenances: Of the same models.
+    """
+    parts = [
+        _HEAD,
+        _recognition(results[RECOGNITION.model]),
+        _manifestations(results[MANIFESTATION_STEP.model]),
+        _segmentation(results),
+        _models(provenances),
+    ]
+    return "\n".join(parts)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _interval(value: float | None, bounds: list[float | None]) -> str:
+    return f"{_number(value)} [{_number(bounds[0])}, {_number(bounds[1])}]"
+
+
+def _recognition(figures: Figures) -> str:
+    rows = []
+    for name, title in (("xray", "X-ray"), ("ct", "CT")):
+        four, two = figures[name]["four_classes"], figures[name]["covid19_or_not"]
+        rows.append(
+            [
+                title,
+                str(four["n_scans"]),
+                str(four["n_groups"]),
+                _interval(four["accuracy"], four["accuracy_95"]),
+                _number(four["balanced_accuracy"]),
+                _number(four["majority_class_accuracy"]),
+                _interval(two["auc"], two["auc_95"]),
+                _number(two["accuracy"]),
+            ]
+        )
+    header = [
+        "scans",
+        "n",
+        "groups",
+        "accuracy, 4 classes",
+        "balanced",
+        "majority class",
+        "COVID-19 AUC",
+        "COVID-19 or not",
+    ]
+    pair = figures["xray"]["covid19_against_normal"]
+    return "\n".join(
+        [
+            "## Stage 1, recognition\n",
+            _table(header, rows),
+            f"COVID-19 against normal on X-rays alone (the paper's two classes): "
+            f"{_interval(pair['accuracy'], pair['accuracy_95'])} of {pair['n_scans']} scans.\n",
+            _confusion(figures["xray"]["four_classes"]["confusion_true_by_predicted"]),
+            "**Confound.** Viral and bacterial pneumonia come from children of one hospital, COVID-19 mostly from"
+            " adults of others: part of the accuracy on X-rays is telling hospitals apart. By source, and on CT, where the"
+            " classes share sources:\n",
+            _sources(figures),
+        ]
+    )
+
+
+def _confusion(matrix: list[list[int]]) -> str:
+    rows = [[label.title, *map(str, counts)] for label, counts in zip(DIAGNOSES, matrix, strict=True)]
+    return "X-rays, true class by predicted class:\n\n" + _table(["", *(label.title for label in DIAGNOSES)], rows)
+
+
+def _sources(figures: Figures) -> str:
+    rows = []
+    for name, part in (("xray", "four_classes"), ("ct", "covid19_or_not")):
+        what = "4 classes" if part == "four_classes" else "COVID-19 or not"
+        for source, entry in figures[name][part]["by_source"].items():
+            rows.append([source, what, str(entry["n"]), _number(entry["accuracy"])])
+    return _table(["source", "question", "n", "accuracy"], rows)
+
+
+def _manifestations(figures: Figures) -> str:
+    rows = [
+        [
+            label.title,
+            f"{entry['n_present']} of {entry['n_scans']}",
+            str(entry["n_groups"]),
+            _interval(entry["auc"], entry["auc_95"]),
+            f"{_number(entry['auc_without_healthy_scans'])} ({entry['n_absent_without_healthy_scans']} negatives)",
+            _number(entry["accuracy"]),
+            _number(entry["sensitivity"]),
+            _number(entry["specificity"]),
+        ]
+        for label in MANIFESTATIONS
+        for entry in [figures[label.name]]
+    ]
+    header = ["label", "present", "groups", "AUC", "AUC inside its source", "accuracy", "sensitivity", "specificity"]
+    return (
+        "## Stage 2, manifestations\n\n"
+        + _table(header, rows)
+        + "\nEach label is measured where it is annotated. Most negatives are healthy slices of another source, so the"
+        " AUC is partly that of telling sources apart; the next column leaves them out.\n"
+    )
+
+
+def _segmentation(results: Mapping[str, Figures]) -> str:
+    rows = []
+    for stream in STREAMS:
+        for label in MANIFESTATIONS:
+            entry = results[segmentation_model(stream.name)].get(label.name)
+            if entry is None:
+                continue
+            rows.append(
+                [
+                    label.title,
+                    "all-class" if stream.name == "all" else "specialised",
+                    f"{entry['n_slices_with_it']} of {entry['n_slices']}",
+                    str(entry["n_groups"]),
+                    _interval(entry["dice"], entry["dice_95"]),
+                    _number(entry["iou"]),
+                    _number(entry["dice_mean_of_slices_with_it"]),
+                    _number(entry["dice_of_marking_everything"]),
+                    f"{100 * entry['marked_fraction_of_healthy_slices']:.2f} %",
+                ]
+            )
+    rows.sort(key=lambda row: row[0])
+    header = [
+        "class", "stream", "slices with it", "groups", "Dice, pooled", "IoU", "Dice, mean of slices",
+        "marking everything", "of a healthy slice",
+    ]  # fmt: skip
+    return (
+        "## Stage 3, segmentation\n\n"
+        + _table(header, rows)
+        + "\nPooled over pixels that are annotated for the class. *Marking everything* is what chance would get; *of a"
+        " healthy slice* is the part of its pixels marked by mistake. Inf-Net reports a Dice of 0.646 for ground-glass"
+        " and 0.238 for consolidation on the 48 test slices of which 24 are here.\n"
+    )
+
+
+def _models(provenances: Mapping[str, Provenance]) -> str:
+    rows = [
+        [name, p.experiment, f"{p.parameters:,}", p.precision, p.created, p.data_fingerprint[:12]]
+        for name, p in provenances.items()
+    ]
+    return "## What was measured\n\n" + _table(["model", "run", "parameters", "precision", "date", "data"], rows)
