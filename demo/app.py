@@ -1,14 +1,11 @@
 """The page: a scan in; a diagnosis, manifestations and switchable masks out.
 
-A case is asked for once. Its report stays in the visitor's session, so that switching a layer or changing the
-opacity draws again and infers nothing.
+A case is asked for once. What it takes to draw it stays in the visitor's session, so that switching a layer or
+changing the opacity draws again and infers nothing.
 """
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +16,7 @@ from demo import panels
 from demo.case import View, read_case
 from demo.css import CSS
 from demo.examples import Example, draw_examples
+from demo.folders import make_private_folder
 from demo.style import HEAD, theme
 from demo.watch import ServerWatch
 from serving import scans
@@ -69,10 +67,7 @@ class _Page:
         self.file = gr.File(label="Scan: PNG, JPEG or DICOM", file_types=FILE_TYPES, type="filepath", elem_id="scan")
         with gr.Column(elem_classes="ls-examples"):
             _html('<h2 class="ls-small">Or try a drawn phantom</h2>')
-            self.buttons = [
-                gr.Button(example.title, icon=example.thumbnail, size="sm", elem_classes="ls-example")
-                for example in self.examples
-            ]
+            self.buttons = [_example_button(example) for example in self.examples]
         self.modality = gr.Radio(
             [("Auto", "auto"), ("CT", "ct"), ("X-ray", "xray")], value="auto", label="Modality", elem_id="modality"
         )
@@ -209,6 +204,13 @@ def _html(value: str = "", **options: Any) -> Any:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
+def _example_button(example: Example) -> Any:
+    button = gr.Button(example.title, icon=example.thumbnail, size="sm", elem_classes="ls-example")
+    # Else Gradio takes the icon for an upload, and deletes it after an hour.
+    button.keep_in_cache.add(button.icon["path"])
+    return button
+
+
 def _or_default(opacity: float | None) -> float:
     return DEFAULT_OPACITY if opacity is None else opacity
 
@@ -248,9 +250,7 @@ def build_app(url: str) -> gr.Blocks:
     Args:
         url: ``host:port`` of Triton's gRPC endpoint. It need not answer yet.
     """
-    folder = Path(tempfile.mkdtemp(prefix="lungstreams-examples-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    page = _Page(url, draw_examples(folder))
+    page = _Page(url, draw_examples(make_private_folder()))
     with gr.Blocks(title="lungstreams", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_S) as blocks:
         page.lay_out()
         page.wire(blocks)

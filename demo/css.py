@@ -1,4 +1,9 @@
-"""The page's style sheet. Colours come from `demo.style`'s theme through Gradio's own variables."""
+"""The page's style sheet. Colours come from `demo.style`'s theme through Gradio's own variables.
+
+Gradio puts its own ancestors, ``.gradio-container .contain``, before every selector, and within ``@media`` keeps only
+that form. So there a selector must not name those ancestors again, nor anything outside of them, nor have a comma in
+an ``:is()``: it would be split there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,8 @@ _LAYERS: Final = "\n".join(
 CSS: Final = """
 :root { color-scheme: dark; }
 .gradio-container { max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
-.gradio-container .main.app { padding: 20px 32px 36px !important; max-width: 1440px; }
+.gradio-container .main.app { padding: clamp(14px, 1.6vw, 20px) clamp(16px, 3vw, 32px) 32px !important;
+  max-width: 1440px; }
 .gradio-container main { padding: 0 !important; gap: 14px; }
 .gradio-container .html-container { padding: 0; }
 .gradio-container :is(.block, section) :is(h1, h2, p, ul) { margin: 0; padding: 0; }
@@ -138,12 +144,11 @@ CSS: Final = """
 @media (max-width: 1180px) { .ls-reading { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 860px) {
   .ls-bench { grid-template-columns: minmax(0, 1fr); }
-  .gradio-container .main.app { padding: 14px 16px 28px !important; }
   .ls-tagline { font-size: 13px; }
   .ls-card { padding: 14px 14px 16px; }
-  .gradio-container .ls-models :is(th, td) { padding-right: 8px; }
-  .gradio-container .ls-models td:last-child { padding-right: 0; }
-  .gradio-container .ls-models code { font-size: 11px; }
-  .ls-time, .ls-models :is(th, td):first-child { display: none; }
+  table.ls-models th, table.ls-models td { padding-right: 8px; }
+  table.ls-models td:last-child { padding-right: 0; }
+  table.ls-models code { font-size: 11px; }
+  table.ls-models th:first-child, table.ls-models td:first-child, .ls-time { display: none; }
 }
 """.replace("@LAYERS@", _LAYERS)

@@ -37,7 +37,7 @@ def lungstreams(*arguments: object, **environment: str) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
         env={**clean, "COLUMNS": "120", **environment},
     )
 
@@ -215,14 +215,14 @@ class Serving:
         command = [*COMMAND, *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.watchdog = threading.Timer(120, self.process.kill)
+        self.watchdog = threading.Timer(240, self.process.kill)
         self.watchdog.start()
         self.first_line = self.process.stdout.readline()
 
     def stop(self, number: int) -> tuple[int, str, str]:
         """Exit status, what else there was of standard output, and standard error."""
         self.process.send_signal(number)
-        rest, errors = self.process.communicate(timeout=60)
+        rest, errors = self.process.communicate(timeout=120)
         self.watchdog.cancel()
         return self.process.returncode, rest, errors
 
@@ -266,7 +266,7 @@ class TestServe:
         for child in children_of(serving.process.pid):
             if "tritonserver" in Path(f"/proc/{child}/cmdline").read_text():
                 os.kill(child, signal.SIGKILL)
-        _, errors = serving.process.communicate(timeout=60)
+        _, errors = serving.process.communicate(timeout=120)
         assert serving.process.returncode == 2
         assert "Triton ended by itself" in only_line(errors)
 

@@ -51,6 +51,8 @@ class DeepLabConfig:
         atrous_rates: Of the three 3x3 convolutions of the ASPP. For output stride 8, double them.
         dropout: Share of the ASPP's result that is dropped in training.
         batch_norm_momentum: See `XceptionConfig`.
+        input_downsample: Side in pixels of an average pooling before the backbone; the logits are up-sampled by as
+            much more. 1 is none, as in the papers; 2 makes the compact variant, four times faster.
     """
 
     n_classes: int
@@ -60,6 +62,7 @@ class DeepLabConfig:
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     dropout: float = 0.1
     batch_norm_momentum: float = 0.99
+    input_downsample: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what can not be built.
@@ -73,6 +76,8 @@ class DeepLabConfig:
             raise ValueError(f"atrous_rates: expected different positive rates, got {self.atrous_rates}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share in [0, 1), got {self.dropout}")
+        if self.input_downsample < 1:
+            raise ValueError(f"input_downsample: expected at least 1, got {self.input_downsample}")
         _ = self.backbone
 
     @property
@@ -82,7 +87,8 @@ class DeepLabConfig:
         Raises:
             ValueError: If a field is out of the backbone's range.
         """
-        return XceptionConfig(self.input_hw, self.width, self.output_stride, self.batch_norm_momentum)
+        height, width = (None if side is None else side // self.input_downsample for side in self.input_hw)
+        return XceptionConfig((height, width), self.width, self.output_stride, self.batch_norm_momentum)
 
     def channels(self, published: int) -> int:
         """A published channel count at this width."""
@@ -131,7 +137,10 @@ def build_deeplab(config: DeepLabConfig) -> keras.Model:
         any precision policy; class 0 is background.
     """
     image = keras.Input((*config.input_hw, 3), dtype="uint8", name="image")
-    low_level, features = xception65_features(scale_pixels(image), config.backbone)
+    scaled = scale_pixels(image)
+    if config.input_downsample > 1:
+        scaled = keras.layers.AveragePooling2D(config.input_downsample, dtype="float32", name="downsampling")(scaled)
+    low_level, features = xception65_features(scaled, config.backbone)
     x = _decoder(_aspp(features, config), low_level, config)
     x = keras.layers.Conv2D(
         config.n_classes,
@@ -140,5 +149,6 @@ def build_deeplab(config: DeepLabConfig) -> keras.Model:
         dtype="float32",
         name=CLASSIFIER_LAYER,
     )(x)
-    logits = keras.layers.UpSampling2D(LOW_LEVEL_STRIDE, interpolation="bilinear", dtype="float32", name="logits")(x)
+    enlarge = LOW_LEVEL_STRIDE * config.input_downsample
+    logits = keras.layers.UpSampling2D(enlarge, interpolation="bilinear", dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name="deeplab")

@@ -18,7 +18,7 @@ from train.augmentation import Augmentation
 from train.deeplab import DeepLabConfig
 from train.inception import InceptionV3Config
 from train.manifestation_cnn import ManifestationCnnConfig
-from train.targets import INFECTION_STREAM, NODULE_STREAM, class_names
+from train.targets import class_names
 
 Task = Literal["recognition", "manifestations", "segmentation", "nodules"]
 IMAGENET: Final = "imagenet"
@@ -66,18 +66,23 @@ class Experiment:
 
 
 COMPACT_WIDTH: Final = 0.25
-BATCH_NORM_MOMENTUM: Final = 0.95
+BATCH_NORM_MOMENTUM: Final = 0.9
 """A run of a few hundred steps is too short for the moving statistics to settle at 0.99."""
 _CT: Final = Augmentation(rotation_deg=12, translation=0.05, zoom=0.15, shear_deg=6, flip=True)
 
 
 def _deeplab(stream: str) -> DeepLabConfig:
     return DeepLabConfig(
-        n_classes=len(class_names(stream)), width=COMPACT_WIDTH, batch_norm_momentum=BATCH_NORM_MOMENTUM
+        n_classes=len(class_names(stream)),
+        width=COMPACT_WIDTH,
+        batch_norm_momentum=BATCH_NORM_MOMENTUM,
+        input_downsample=2,
     )
 
 
-def _stream(stream: str, mixture: dict[str, float], epochs: int, init_from: str, learning_rate: float) -> Experiment:
+def _stream(
+    stream: str, mixture: dict[str, float], epochs: int, init_from: str | None, learning_rate: float
+) -> Experiment:
     return Experiment(
         name=f"{stream}_first",
         task="segmentation",
@@ -87,11 +92,11 @@ def _stream(stream: str, mixture: dict[str, float], epochs: int, init_from: str,
         init_from=init_from,
         mixture=MappingProxyType(mixture),
         augmentation=_CT,
-        crop_px=384,
         epochs=epochs,
-        steps_per_epoch=40,
-        batch_size=6,
+        steps_per_epoch=60,
+        batch_size=8,
         learning_rate=learning_rate,
+        warmup_steps=20,
     )
 
 
@@ -105,8 +110,8 @@ _RUNS: Final = (
         publishes="recognition",
         init_from=IMAGENET,
         augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
-        epochs=4,
-        steps_per_epoch=120,
+        epochs=3,
+        steps_per_epoch=80,
         batch_size=16,
         learning_rate=1e-4,
         warmup_steps=70,
@@ -122,29 +127,16 @@ _RUNS: Final = (
         batch_size=16,
         learning_rate=1e-3,
     ),
-    Experiment(
-        name="nodules_first",
-        task="nodules",
-        model=_deeplab(NODULE_STREAM),
-        stream=NODULE_STREAM,
-        augmentation=Augmentation(rotation_deg=90, zoom=0.25, base_scale=0.5, flip=True),
-        crop_px=256,
-        epochs=6,
-        steps_per_epoch=50,
-        batch_size=8,
-        learning_rate=1e-3,
-    ),
-    _stream(INFECTION_STREAM, {"covid19_ct_seg": 0.75, "medseg100": 0.15, "healthy": 0.1}, 8, "nodules_first", 1e-3),
     _stream(
         "all",
-        {"medseg100": 0.45, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.2, "healthy": 0.1},
-        8,
-        "infection_first",
-        1e-3,
+        {"medseg100": 0.5, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.15, "healthy": 0.1},
+        6,
+        None,
+        1.5e-3,
     ),
-    _stream("ground_glass", _LESION_MIX, 5, "all_first", 5e-4),
-    _stream("consolidation", _LESION_MIX, 5, "all_first", 5e-4),
-    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 5, "all_first", 5e-4),
+    _stream("ground_glass", _LESION_MIX, 2, "all_first", 5e-4),
+    _stream("consolidation", _LESION_MIX, 2, "all_first", 5e-4),
+    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 2, "all_first", 5e-4),
 )
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType({run.name: run for run in _RUNS})

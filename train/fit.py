@@ -235,7 +235,7 @@ def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path) -> Non
     losses = validation_losses(folder)
     record = {
         "experiment": run.name,
-        "configuration": json.loads(json.dumps(dataclasses.asdict(run), default=dict)),
+        "configuration": repr(run),
         "data_fingerprint": data.fingerprint(arrays.examples, root),
         "n_examples": {s: sum(e.split == s for e in arrays.examples) for s in ("train", "val", "test")},
         "best_epoch": losses.index(min(losses)) + 1 if losses else None,

@@ -6,6 +6,7 @@ they are collected.
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def served_page(triton_url: str) -> Iterator[str]:
                     raise RuntimeError(f"the page did not start:\n{log.read().decode(errors='replace')[-2000:]}")
                 yield url
             finally:
-                process.terminate()
+                # As from a keyboard: the page then cleans up after itself.
+                process.send_signal(signal.SIGINT)
                 try:
                     process.wait(timeout=15)
                 except subprocess.TimeoutExpired:

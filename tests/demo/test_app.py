@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.request import urlopen
@@ -216,6 +219,39 @@ def test_the_page_brings_its_own_fonts(page: str) -> None:
 
 def test_the_page_sends_no_telemetry(page: str) -> None:
     assert json.loads(fetch(f"{page}/config"))["analytics_enabled"] is False
+
+
+def test_the_icons_of_the_examples_outlive_the_uploads() -> None:
+    # In a process of its own: see `page_process`.
+    program = """
+import sys
+from pathlib import Path
+from gradio.route_utils import delete_files_created_by_app
+from demo.app import build_app
+blocks = build_app("127.0.0.1:1")
+icons = [Path(b.icon["path"]) for b in blocks.blocks.values() if getattr(b, "icon", None)]
+delete_files_created_by_app(blocks, age=0)
+sys.exit(0 if len(icons) == 3 and all(icon.exists() for icon in icons) else 1)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_what_is_uploaded_is_kept_where_nobody_else_can_read_it_and_removed_at_the_end(tmp_path: Path) -> None:
+    program = """
+import os
+from demo.folders import make_private_folder
+folder = make_private_folder()
+print(oct(folder.stat().st_mode & 0o777), folder, os.environ["GRADIO_TEMP_DIR"], sep="|")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    environment["TMPDIR"] = str(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True, env=environment
+    )
+    mode, folder, cache = ran.stdout.strip().split("|")
+    assert mode == "0o700"
+    assert Path(cache).is_relative_to(folder)
+    assert not Path(folder).exists()
 
 
 @pytest.mark.triton

@@ -32,7 +32,7 @@ def _macs(model: keras.Model) -> int:
 
 def test_blocks_follow_the_paper_in_order(default: keras.Model) -> None:
     kinds = [type(layer).__name__ for layer in default.layers]
-    block = ["Conv2D", "ELU", "MaxPooling2D", "Dropout"]
+    block = ["Conv2D", "MaxPooling2D", "ELU", "Dropout"]
     dense = ["Flatten", "Dense", "Dropout", "Dense", "Dropout", "Dense", "Activation"]
     assert kinds == ["InputLayer", "Rescaling", *block * 6, *dense]
 
@@ -95,10 +95,18 @@ def test_downsampling_averages_pixels() -> None:
     np.testing.assert_allclose(model(a), model(b), rtol=1e-5)
 
 
-def test_batch_norm_stands_between_convolution_and_elu() -> None:
+def test_pooling_before_elu_gives_what_the_papers_order_gives() -> None:
+    model = build_manifestation_cnn(SMALL)
+    pooling, elu = model.get_layer("block1_pooling"), model.get_layer("block1_elu")
+    convolved = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    np.testing.assert_array_equal(elu(pooling(convolved)), pooling(elu(convolved)))
+
+
+def test_batch_norm_follows_the_convolution() -> None:
     config = ManifestationCnnConfig(input_hw=(64, 64), n_blocks=3, n_kernels=8, batch_norm=True)
     model = build_manifestation_cnn(config)
-    assert model.get_layer("block2_elu").input is model.get_layer("block2_bn").output
+    assert model.get_layer("block2_bn").input is model.get_layer("block2_conv").output
+    assert model.get_layer("block2_pooling").input is model.get_layer("block2_bn").output
     assert not model.get_layer("block2_conv").use_bias
     assert not _layers(build_manifestation_cnn(SMALL), keras.layers.BatchNormalization)
 

@@ -1,0 +1,25 @@
+"""Where the page keeps files while it runs: the phantoms that it drew, what was uploaded, the overlays."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+_GRADIO_CACHE: Final = "GRADIO_TEMP_DIR"
+
+
+def make_private_folder() -> Path:
+    """A folder that only this user can read, removed when the process ends. Gradio's cache goes there too.
+
+    By default Gradio keeps uploads in a folder that everyone on the machine can read and that every page on it
+    shares, by content: a page that ends would delete the pictures of another. A cache that the user has named in
+    the environment is left as it is.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lungstreams-page-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.setdefault(_GRADIO_CACHE, str(folder / "cache"))
+    return folder

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from serving import phantom
+from serving.errors import DatasetError
+from train import experiments, fit
+from train.evaluate import trained
+from train.manifestation_cnn import ManifestationCnnConfig
+
+_SEGMENTATION = (
+    "image", "mask", "subset", "patient_id", "group_hint", "source_split", "px_ggo", "px_consolidation", "px_effusion",
+)  # fmt: skip
+
+
+def _write(path: Path, fields: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fields, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root drawn by the phantom, with manifests as the real one has them."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "ct_segmentation").mkdir()
+    (folder / "ct_classification").mkdir()
+    (folder / "xray").mkdir()
+    slices, healthy = [], []
+    hints = [("medseg_idx_00", "train"), ("medseg_idx_01", "train"), ("medseg_idx_03", "train"), ("medseg_idx_05", "test")]
+    for i, (hint, split) in enumerate(hints):
+        drawn = phantom.ct_slice(i, 128, consolidation=i % 2 == 0, pleural_effusion=False)
+        cv2.imwrite(str(folder / f"ct_segmentation/{i}.png"), drawn.pixels)
+        cv2.imwrite(str(folder / f"ct_segmentation/{i}_mask.png"), drawn.mask)
+        counts = {"px_ggo": int((drawn.mask == 1).sum()), "px_consolidation": int((drawn.mask == 2).sum())}
+        slices.append(
+            {"image": f"{i}.png", "mask": f"{i}_mask.png", "subset": "medseg100_infnet", "group_hint": hint}
+            | {"source_split": split} | counts
+        )  # fmt: skip
+    for i in range(20):
+        name = f"normal{i}.png"
+        cv2.imwrite(
+            str(folder / "ct_classification" / name),
+            phantom.ct_slice(50 + i, 128, ground_glass=False, consolidation=False, pleural_effusion=False).pixels,
+        )
+        healthy.append({"file": name, "label": "normal", "group_id": f"h{i}", "source_dataset": "drawn"})
+    _write(folder / "ct_segmentation/manifest.csv", _SEGMENTATION, slices)
+    fields = ("file", "label", "group_id", "patient_id", "source_dataset")
+    _write(folder / "ct_classification/manifest.csv", fields, healthy)
+    _write(folder / "xray/manifest.csv", fields, [])
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> experiments.Experiment:
+    run = experiments.Experiment(
+        name="tiny",
+        task="manifestations",
+        model=ManifestationCnnConfig(n_blocks=2, n_kernels=2, downsample=16),
+        publishes="manifestations",
+        epochs=3,
+        steps_per_epoch=2,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup_steps=1,
+    )
+    monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": run})
+    monkeypatch.setattr("train.evaluate.EXPERIMENTS", {"tiny": run})
+    return run
+
+
+def _weights(run: Path) -> list[np.ndarray]:
+    return list(trained(run)[1].get_weights())
+
+
+def test_a_run_leaves_what_an_export_needs(root, tiny, tmp_path):
+    run = fit.main("tiny", root, tmp_path, verbose=0)
+    record = json.loads((run / fit.RUN_FILE).read_text())
+    losses = fit.validation_losses(run)
+    assert record["experiment"] == "tiny"
+    assert len(losses) == 3
+    assert record["best_val_loss"] == min(losses)
+    assert sum(record["n_examples"].values()) == 24
+    assert trained(run)[0] == tiny
+
+
+def test_the_same_seed_gives_the_same_weights(root, tiny, tmp_path):
+    a, b = (fit.main("tiny", root, tmp_path / name, verbose=0) for name in "ab")
+    assert all(np.array_equal(x, y) for x, y in zip(_weights(a), _weights(b), strict=True))
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(root, tiny, tmp_path, monkeypatch):
+    whole = fit.main("tiny", root, tmp_path / "whole", verbose=0)
+
+    class _Killed(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() == 3:
+                raise KeyboardInterrupt
+
+    original = fit._callbacks
+    monkeypatch.setattr(fit, "_callbacks", lambda *a: [*original(*a), _Killed()])
+    with pytest.raises(KeyboardInterrupt):
+        fit.main("tiny", root, tmp_path / "broken", verbose=0)
+    assert len(fit.validation_losses(tmp_path / "broken" / "tiny")) == 1
+    monkeypatch.setattr(fit, "_callbacks", original)
+    broken = fit.main("tiny", root, tmp_path / "broken", verbose=0)
+    assert fit.validation_losses(broken) == pytest.approx(fit.validation_losses(whole), rel=1e-6)
+    assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
+
+
+def test_starting_anew_forgets_the_old_run(root, tiny, tmp_path):
+    fit.main("tiny", root, tmp_path, verbose=0)
+    run = fit.main("tiny", root, tmp_path, resume=False, verbose=0)
+    assert len(fit.validation_losses(run)) == 3
+
+
+def test_an_unknown_experiment_lists_the_known_ones(tmp_path):
+    with pytest.raises(DatasetError, match="recognition_first"):
+        fit.main("nonsense", None, tmp_path)
+
+
+def test_a_run_without_its_starting_point_says_so(root, tiny, tmp_path, monkeypatch):
+    orphan = dataclasses.replace(tiny, init_from="parent")
+    monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": orphan})
+    with pytest.raises(DatasetError, match="starts from parent"):
+        fit.main("tiny", root, tmp_path, verbose=0)
+
+
+def test_transfer_copies_what_fits_and_names_the_rest():
+    def network(classes: int) -> keras.Model:
+        image = keras.Input((4,))
+        hidden = keras.layers.Dense(3, name="hidden")(image)
+        return keras.Model(image, keras.layers.Dense(classes, name="head")(hidden))
+
+    source, target = network(2), network(4)
+    assert fit.transfer(target, source) == ["head"]
+    assert np.array_equal(target.get_layer("hidden").get_weights()[0], source.get_layer("hidden").get_weights()[0])
+
+
+def test_every_experiment_starts_from_one_that_comes_before_it():
+    seen = {None, experiments.IMAGENET}
+    for name, run in experiments.EXPERIMENTS.items():
+        assert run.init_from in seen
+        seen.add(name)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from train.batches import Arrays
+from train.data import UNKNOWN, Example
+from train.scoring import clean, grouped_interval, score_manifestations, score_recognition, score_segmentation
+from train.targets import Code
+
+
+def _example(i: int, modality: str, target: tuple[float, ...], source: str = "s", codes=()) -> Example:
+    return Example(path=str(i), modality=modality, group=f"g{i}", source=source, split="test", target=target, codes=codes)
+
+
+def test_json_has_no_nan():
+    assert json.loads(json.dumps(clean({"a": math.nan, "b": np.float32(0.5), "c": [np.int64(3)]}), allow_nan=False)) == {
+        "a": None,
+        "b": 0.5,
+        "c": [3],
+    }
+
+
+def test_an_interval_draws_patients_and_not_scans():
+    # Two patients, one always right with a hundred scans: by scan the interval would be narrow.
+    groups = ["a"] * 100 + ["b"] * 100
+    right = np.array([1.0] * 100 + [0.0] * 100)
+    assert grouped_interval(groups, lambda i: float(right[i].mean())) == [0.0, 1.0]
+
+
+def test_recognition_keeps_modalities_apart_and_not_covid_out_of_four_classes():
+    examples = [
+        _example(0, "xray", (1, 0, 0, 0)),
+        _example(1, "xray", (0, 1, 0, 0)),
+        _example(2, "ct", (1, 0, 0, 0)),
+        _example(3, "ct", (0, 1, 1, 1)),
+    ]
+    answers = np.array([[0.9, 0.1, 0, 0], [0.8, 0.2, 0, 0], [0.7, 0.1, 0.1, 0.1], [0.2, 0.2, 0.3, 0.3]])
+    figures = score_recognition(examples, answers)
+    assert figures["xray"]["four_classes"]["accuracy"] == 0.5
+    assert figures["ct"]["four_classes"]["n_scans"] == 1
+    assert figures["ct"]["covid19_or_not"]["n_scans"] == 2
+    assert figures["ct"]["covid19_or_not"]["auc"] == 1.0
+
+
+def test_manifestations_are_judged_where_they_are_labelled():
+    examples = [
+        _example(0, "ct", (1, 0, UNKNOWN)),
+        _example(1, "ct", (0, 0, UNKNOWN)),
+        _example(2, "ct", (UNKNOWN, UNKNOWN, 1)),
+        _example(3, "ct", (0, 0, 0), source="healthy: x"),
+    ]
+    answers = np.array([[0.9, 0.1, 1.0], [0.2, 0.1, 1.0], [1.0, 1.0, 0.8], [0.1, 0.1, 0.9]])
+    figures = score_manifestations(examples, answers)
+    assert figures["ground_glass"]["n_scans"] == 3
+    assert figures["ground_glass"]["auc"] == 1.0
+    assert figures["pleural_effusion"]["n_scans"] == 2
+    assert figures["pleural_effusion"]["auc"] == 0.0
+
+
+def test_segmentation_counts_annotated_pixels_only():
+    medseg = _example(0, "ct", (), "medseg", ((0, Code.MEDSEG_BACKGROUND), (1, Code.GROUND_GLASS)))
+    effusion = _example(1, "ct", (), "nsclc", ((0, Code.EFFUSION_BACKGROUND), (3, Code.PLEURAL_EFFUSION)))
+    codes = np.zeros((2, 8, 8), np.uint8)
+    codes[0, :4] = Code.GROUND_GLASS
+    codes[1] = Code.EFFUSION_BACKGROUND
+    codes[1, :2] = Code.PLEURAL_EFFUSION
+    masks = np.zeros((2, 8, 8), np.uint8)
+    masks[0, :2] = 1
+    masks[0, 6:] = 3  # effusion where nobody looked for it: no fault
+    masks[1, :2] = 3
+    masks[1, 4:] = 1  # ground-glass where nobody looked for it: no fault
+    figures = score_segmentation(Arrays([medseg, effusion], np.zeros_like(codes), codes), masks, "all")
+    assert figures["ground_glass"]["dice"] == pytest.approx(2 * 16 / (2 * 16 + 16), abs=1e-4)
+    assert figures["ground_glass"]["n_slices"] == 1
+    assert figures["pleural_effusion"]["dice"] == 1.0
