@@ -31,10 +31,10 @@ PROVENANCE_NAME: Final = "provenance.json"
 HEADER: Final = "# Written by `lungstreams repository write` from serving/pipeline.py. Change that, not this.\n"
 
 MAX_QUEUE_SIZE: Final = 64
-"""Requests that may wait for one model; the next is refused at once rather than answered too late."""
+"""Requests that may wait for `preprocess`; the next is refused at once rather than answered too late."""
 
 QUEUE_TIMEOUT_US: Final = 30_000_000
-"""Longest wait for one model, in microseconds: the client's own default timeout. Nobody waits for the rest."""
+"""Longest wait for `preprocess`, in microseconds: the client's own default timeout. Nobody waits for the rest."""
 
 PREPROCESS_INSTANCES: Final = 2
 
@@ -47,11 +47,13 @@ def model_config(step: Step) -> Any:
     config.input.extend(_input(tensor) for tensor in step.inputs)
     config.output.extend(_output(tensor) for tensor in step.outputs)
     config.version_policy.latest.num_versions = 1
-    # An ensemble has no queue: the limits are those of the models that it is made of.
-    policy = config.dynamic_batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
-    policy.max_queue_size = MAX_QUEUE_SIZE
+    config.dynamic_batching.SetInParent()
+    if step == pipeline.PREPROCESS:
+        # The one door. A step that refuses or times out while its siblings run crashes Triton: see docs/decisions.md.
+        policy = config.dynamic_batching.default_queue_policy
+        policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
+        policy.max_queue_size = MAX_QUEUE_SIZE
     if step.backend == "python":
         config.instance_group.add(count=PREPROCESS_INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
     else:

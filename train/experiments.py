@@ -81,7 +81,7 @@ def _deeplab(stream: str) -> DeepLabConfig:
 
 
 def _stream(
-    stream: str, mixture: dict[str, float], epochs: int, init_from: str | None, learning_rate: float
+    stream: str, mixture: dict[str, float], epochs: int, steps: int, init_from: str | None, learning_rate: float
 ) -> Experiment:
     return Experiment(
         name=f"{stream}_first",
@@ -93,7 +93,7 @@ def _stream(
         mixture=MappingProxyType(mixture),
         augmentation=_CT,
         epochs=epochs,
-        steps_per_epoch=60,
+        steps_per_epoch=steps,
         batch_size=8,
         learning_rate=learning_rate,
         warmup_steps=20,
@@ -131,12 +131,13 @@ _RUNS: Final = (
         "all",
         {"medseg100": 0.5, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.15, "healthy": 0.1},
         6,
+        60,
         None,
         1.5e-3,
     ),
-    _stream("ground_glass", _LESION_MIX, 2, "all_first", 5e-4),
-    _stream("consolidation", _LESION_MIX, 2, "all_first", 5e-4),
-    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 2, "all_first", 5e-4),
+    _stream("ground_glass", _LESION_MIX, 2, 40, "all_first", 5e-4),
+    _stream("consolidation", _LESION_MIX, 2, 40, "all_first", 5e-4),
+    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 2, 40, "all_first", 5e-4),
 )
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType({run.name: run for run in _RUNS})

@@ -17,8 +17,8 @@ from train.evaluate import keras_predictor, measure, trained
 from train.export import export
 from train.provenance import DataSource, Precision, Provenance
 
-CALIBRATION_SCANS: Final = 48
-GOLDEN_SCANS: Final = 16
+CALIBRATION_SCANS: Final = 32
+GOLDEN_SCANS: Final = 12
 TEST_SPLIT: Final = "test split: groups (patients where the source names them) that no run of ours was trained on"
 _SEED: Final = 7
 

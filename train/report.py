@@ -85,8 +85,8 @@ def _recognition(figures: Figures) -> str:
             f"{_interval(pair['accuracy'], pair['accuracy_95'])} of {pair['n_scans']} scans.\n",
             _confusion(figures["xray"]["four_classes"]["confusion_true_by_predicted"]),
             "**Confound.** Viral and bacterial pneumonia come from children of one hospital, COVID-19 mostly from"
-            " adults of others: part of the accuracy on X-rays is telling hospitals apart. By source, and on CT, where the"
-            " classes share sources:\n",
+            " adults of others: part of the accuracy on X-rays is telling hospitals apart. By source, and on CT, where"
+            " the classes share sources:\n",
             _sources(figures),
         ]
     )

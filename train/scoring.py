@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from sklearn.metrics import roc_auc_score
 
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
@@ -40,7 +40,7 @@ def clean(value: Json) -> Json:
 
 
 def grouped_interval(
-    groups: Sequence[str], statistic: Callable[[Int[np.ndarray, " m"]], float], seed: int = 0
+    groups: Sequence[str] | Shaped[np.ndarray, " n"], statistic: Callable[[Int[np.ndarray, " m"]], float], seed: int = 0
 ) -> list[float]:
     """95 % percentile bootstrap, drawing groups (patients) and not scans.
 

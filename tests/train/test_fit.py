@@ -37,8 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ct_classification").mkdir()
     (folder / "xray").mkdir()
     slices, healthy = [], []
-    hints = [("medseg_idx_00", "train"), ("medseg_idx_01", "train"), ("medseg_idx_03", "train"), ("medseg_idx_05", "test")]
-    for i, (hint, split) in enumerate(hints):
+    sides = {"medseg_idx_00": "train", "medseg_idx_01": "train", "medseg_idx_03": "train", "medseg_idx_05": "test"}
+    for i, (hint, split) in enumerate(sides.items()):
         drawn = phantom.ct_slice(i, 128, consolidation=i % 2 == 0, pleural_effusion=False)
         cv2.imwrite(str(folder / f"ct_segmentation/{i}.png"), drawn.pixels)
         cv2.imwrite(str(folder / f"ct_segmentation/{i}_mask.png"), drawn.mask)

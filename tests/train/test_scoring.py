@@ -13,15 +13,14 @@ from train.targets import Code
 
 
 def _example(i: int, modality: str, target: tuple[float, ...], source: str = "s", codes=()) -> Example:
-    return Example(path=str(i), modality=modality, group=f"g{i}", source=source, split="test", target=target, codes=codes)
+    return Example(
+        path=str(i), modality=modality, group=f"g{i}", source=source, split="test", target=target, codes=codes
+    )
 
 
 def test_json_has_no_nan():
-    assert json.loads(json.dumps(clean({"a": math.nan, "b": np.float32(0.5), "c": [np.int64(3)]}), allow_nan=False)) == {
-        "a": None,
-        "b": 0.5,
-        "c": [3],
-    }
+    text = json.dumps(clean({"a": math.nan, "b": np.float32(0.5), "c": [np.int64(3)]}), allow_nan=False)
+    assert json.loads(text) == {"a": None, "b": 0.5, "c": [3]}
 
 
 def test_an_interval_draws_patients_and_not_scans():
