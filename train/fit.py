@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import keras
+import numpy as np
 
 from serving.errors import DatasetError
 from serving.labels import ALL_STREAM
@@ -142,21 +143,29 @@ def validation_losses(folder: Path) -> list[float]:
         return [float(row["val_loss"]) for row in csv.DictReader(stream)]
 
 
-class _EpochOfBatches(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells the batches which epoch it is, also after a resume."""
+class _SeedOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Makes the random numbers of an epoch, in the batches and in dropout, follow from its number.
 
-    def __init__(self, batches: TrainingBatches) -> None:
+    So an epoch that is begun again after a resume is the one that was broken off.
+    """
+
+    def __init__(self, batches: TrainingBatches, seed: int) -> None:
         super().__init__()
         self._batches = batches
+        self._seed = seed
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches.epoch = epoch
+        for i, layer in enumerate(self.model.layers):
+            generator = getattr(layer, "seed_generator", None)
+            if generator is not None:
+                generator.state.assign(np.array([self._seed + i, epoch], dtype=generator.state.dtype))
 
 
-def _callbacks(folder: Path, batches: TrainingBatches) -> list[keras.callbacks.Callback]:
+def _callbacks(folder: Path, batches: TrainingBatches, seed: int) -> list[keras.callbacks.Callback]:
     return [
         keras.callbacks.BackupAndRestore(str(folder / "backup"), save_freq="epoch"),
-        _EpochOfBatches(batches),
+        _SeedOfEpoch(batches, seed),
         keras.callbacks.ModelCheckpoint(
             str(folder / WEIGHTS_FILE),
             monitor="val_loss",
@@ -224,7 +233,9 @@ def main(
         batches,
         epochs=run.epochs,
         validation_data=validation,
-        callbacks=_callbacks(folder, batches),
+        callbacks=_callbacks(folder, batches, run.seed),
+        # Keras would shuffle the steps by Python's global generator, which a resume does not restore.
+        shuffle=False,
         verbose=verbose if verbose is not None else (1 if sys.stdout.isatty() else 2),
     )
     _write_run(folder, run, arrays, root)

@@ -49,6 +49,8 @@ def grouped_interval(
         statistic: Its value on the scans of these row numbers; NaN where undefined.
         seed: Of the draws.
     """
+    if not len(groups):
+        return [math.nan, math.nan]
     rng = np.random.default_rng(seed)
     names = np.asarray(groups)
     rows = [np.flatnonzero(names == name) for name in np.unique(names)]

@@ -32,7 +32,7 @@ CHROMIUM_ARGS = [
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 PATIENCE_MS = 90_000
-"""For everything that is waited for: a busy machine takes long to draw a page. Nothing waits this long when it works."""
+"""For everything that is waited for: a busy machine draws pages slowly. Nothing waits this long when it works."""
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,8 @@ def test_the_same_seed_gives_the_same_weights(root, tiny, tmp_path):
     assert all(np.array_equal(x, y) for x, y in zip(_weights(a), _weights(b), strict=True))
 
 
+# What is killed closes no files.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(root, tiny, tmp_path, monkeypatch):
     whole = fit.main("tiny", root, tmp_path / "whole", verbose=0)
 
