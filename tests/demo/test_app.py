@@ -88,7 +88,7 @@ def test_a_gate_closed_by_the_diagnosis_says_so_for_every_stream() -> None:
 
 
 def test_no_manifestation_at_its_threshold_closes_all() -> None:
-    html = panels.manifestations(report_of(findings=(0.1, 0.2, 0.3)))
+    html = panels.manifestations(report_of(findings=(0.01, 0.01, 0.01)))
     assert "not run: gate closed (no manifestation reached its threshold)" in html
 
 

@@ -37,7 +37,9 @@ def tensors(
 
 
 def report(thresholds: Mapping[str, float] | None = None, **kwargs: Any) -> CaseReport:
-    return build_report(scan(), tensors(**kwargs), thresholds)
+    # Said here, so that new default thresholds for new weights change nothing of what is tested.
+    half = dict.fromkeys(MANIFESTATION_NAMES, 0.5)
+    return build_report(scan(), tensors(**kwargs), {**half, **(thresholds or {})})
 
 
 class TestRestoreMask:
@@ -166,7 +168,7 @@ class TestReport:
         got = build_report(
             scan(),
             tensors(),
-            {"covid19": 0.25},
+            {"covid19": 0.25, "consolidation": 0.5},
             models={"recognition": "3"},
             latency_ms=12.5,
             stage_ms={"recognition": 3},
@@ -174,7 +176,7 @@ class TestReport:
         data = json.loads(json.dumps(got.to_json(), allow_nan=False))
         assert data["size_hw"] == [300, 200]
         assert data["modality"] == "ct"
-        assert data["thresholds"] == {**pipeline.THRESHOLDS, "covid19": 0.25}
+        assert data["thresholds"] == {**pipeline.THRESHOLDS, "covid19": 0.25, "consolidation": 0.5}
         assert data["models"] == {"recognition": "3"}
         assert data["latency_ms"] == 12.5
         assert data["area_fraction"]["consolidation"] is None
