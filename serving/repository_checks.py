@@ -69,7 +69,8 @@ def _version_problems(folder: Path, step: Step) -> Iterator[str]:
     where = f"{folder.name}/{version.name}"
     file = version / (ONNX_NAME if step.backend == "onnxruntime" else PYTHON_NAME)
     if not file.is_file():
-        yield f"{where}: expected {file.name}, got {listed(path.name for path in version.iterdir() if path.name != '__pycache__')}"
+        there = listed(path.name for path in version.iterdir() if path.name != "__pycache__")
+        yield f"{where}: expected {file.name}, got {there}"
     elif step.backend == "onnxruntime":
         yield from _graph_problems(where, file, step)
     if step.backend == "onnxruntime":
