@@ -93,12 +93,19 @@ def wait_for_another_image(page: Page, before: bytes) -> bytes:
     pytest.fail("the picture did not change")
 
 
+def set_threshold(page: Page, name: str, value: str) -> None:
+    """Into the open accordion; waits until the page has taken it: an upload before that sends the old value."""
+    field = page.locator(f"#threshold-{name} input[type=number]")
+    field.fill(value)
+    field.press("Tab")
+    expect(page.locator(f"#threshold-{name} input[type=range]")).to_have_value(value)
+    page.wait_for_timeout(1000)
+
+
 def open_every_gate(page: Page) -> None:
     page.get_by_role("button", name="Thresholds of the gates").click()
     for name in ("ground_glass", "consolidation", "pleural_effusion"):
-        field = page.locator(f"#threshold-{name} input[type=number]")
-        field.fill("0")
-        field.press("Tab")
+        set_threshold(page, name, "0")
 
 
 def ct_png() -> bytes:
@@ -160,9 +167,7 @@ def inferences_of(server: TritonServer) -> list[str]:
 
 def test_a_closed_gate_says_so_and_why(toy_page: Page) -> None:
     toy_page.get_by_role("button", name="Thresholds of the gates").click()
-    field = toy_page.locator("#threshold-covid19 input[type=number]")
-    field.fill("1")
-    field.press("Tab")
+    set_threshold(toy_page, "covid19", "1")
     upload(toy_page, "slice.png", ct_png())
     closed = toy_page.locator("#manifestations .ls-closed")
     expect(closed).to_have_count(len(STREAMS))
