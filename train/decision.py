@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from train.batches import Arrays, in_three_channels
 from train.deeplab import CLASSIFIER_LAYER
 from train.metrics import BinaryCounts
-from train.targets import admissible_table
+from train.targets import admissible_table, certain_and_known
 
 CANDIDATES: Final = np.round(np.arange(-1.0, 6.01, 0.25), 2)
 _STRIDE_PX: Final = 4
@@ -36,9 +36,7 @@ def choose_biases(
     Returns:
         Biases; that of the background is 0, and so is that of a class which is nowhere annotated.
     """
-    table = admissible_table(stream)
-    certain = ((table == 1) & (table.sum(axis=1, keepdims=True) == 1))[codes]
-    known = certain | (table == 0)[codes]
+    certain, known = (rows[codes] for rows in certain_and_known(admissible_table(stream)))
     biases = np.zeros(logits.shape[-1])
     for _ in range(_ROUNDS):
         for class_id in range(1, logits.shape[-1]):

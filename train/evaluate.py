@@ -17,9 +17,9 @@ import keras
 import numpy as np
 from jaxtyping import Num, UInt8
 
+from serving import pipeline
 from serving.errors import DatasetError
-from serving.pipeline import ENSEMBLE_NAME, STEPS
-from serving.repository import DEFAULT_REPOSITORY
+from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
 from train.batches import Arrays, in_three_channels
 from train.experiments import EXPERIMENTS, Experiment
@@ -48,7 +48,7 @@ def keras_predictor(model: keras.Model, *, masks: bool) -> Predictor:
 
 def onnx_predictor(path: Path, model_name: str) -> Predictor:
     """Answers of a published graph with its gate open."""
-    step = next(step for step in STEPS if step.model == model_name)
+    step = pipeline.step(model_name)
     session = open_session(path)
 
     def predict(images: UInt8[np.ndarray, "n 512 512 3"]) -> Num[np.ndarray, "n ..."]:
@@ -125,7 +125,7 @@ def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/
         provenances[model_name] = Provenance.from_json((folder / FILE_NAME).read_text(encoding="utf-8"))
         experiment = EXPERIMENTS[provenances[model_name].experiment]
         arrays = fit.load(experiment, root, Path("runs") / "cache").of_split("test")
-        results[model_name] = measure(experiment, arrays, onnx_predictor(folder / "model.onnx", model_name))
+        results[model_name] = measure(experiment, arrays, onnx_predictor(folder / ONNX_NAME, model_name))
         _log.info("%s measured", model_name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(results_markdown(results, provenances), encoding="utf-8")
@@ -140,11 +140,11 @@ def published(repository: Path) -> dict[str, Path]:
         DatasetError: If one has no version.
     """
     folders = {}
-    for step in STEPS:
-        if step.backend != "onnxruntime" or step.model == ENSEMBLE_NAME:
+    for step in pipeline.STEPS:
+        if step.backend != "onnxruntime":
             continue
-        numbers = [int(p.name) for p in (repository / step.model).iterdir() if p.name.isdecimal()]
+        numbers = versions(repository / step.model)
         if not numbers:
             raise DatasetError(f"expected a published version of {step.model} in {repository}, found none")
-        folders[step.model] = repository / step.model / str(max(numbers))
+        folders[step.model] = repository / step.model / str(numbers[-1])
     return folders

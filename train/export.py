@@ -30,6 +30,7 @@ from jaxtyping import Num, UInt8
 from serving import pipeline
 from serving.errors import ExportError
 from serving.pipeline import IMAGE, MASK, Step
+from serving.repository import versions
 from train.gating import add_gate
 from train.parity import (
     Tolerances,
@@ -154,13 +155,6 @@ def to_onnx(model: keras.Model, step: Step) -> onnx.ModelProto:
         except (ValueError, RuntimeError, NotImplementedError, onnx.checker.ValidationError) as error:
             raise ExportError(f"expected a model that tf2onnx can convert, got: {error}") from error
     return proto
-
-
-def versions(model_folder: Path) -> list[int]:
-    """The published versions of a model, oldest first."""
-    if not model_folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in model_folder.iterdir() if entry.is_dir() and entry.name.isdecimal())
 
 
 def prune(model_folder: Path, keep: int) -> None:

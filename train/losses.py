@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Float32
 from keras import ops
 
+from train.targets import certain_and_known
+
 EPSILON = 1e-6
 Tensor = Any
 
@@ -65,10 +67,9 @@ def segmentation_loss(
     Returns:
         `loss(codes (n, h, w) , logits (n, h, w, classes)) -> scalar`.
     """
-    certain = (table == 1) & (table.sum(axis=1, keepdims=True) == 1)
-    known = (certain | (table == 0)).astype(np.float32)
+    certain, sure = certain_and_known(table)
+    known = sure.astype(np.float32)
     ignored = (table == 1).all(axis=1)
-    known[ignored] = 0
     pixel_weight = np.where(certain[:, 1:].any(axis=1), foreground_weight, 1.0).astype(np.float32)
     pixel_weight[ignored] = 0
 

@@ -18,7 +18,7 @@ from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from train.batches import Arrays
 from train.data import UNKNOWN, Example
 from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
-from train.targets import Code, admissible_table, class_names
+from train.targets import Code, admissible_table, certain_and_known, class_names
 
 BOOTSTRAP_ROUNDS: Final = 1000
 INTERVAL_PERCENTILES: Final = (2.5, 97.5)
@@ -175,12 +175,11 @@ def score_segmentation(arrays: Arrays, masks: UInt8[np.ndarray, "n h w"], stream
     """
     if arrays.codes is None:
         raise ValueError("expected arrays with codes, got none")
-    table = admissible_table(stream)
-    certain = (table == 1) & (table.sum(axis=1, keepdims=True) == 1)
+    certain, sure = certain_and_known(admissible_table(stream))
     healthy = np.array([e.codes[0][1] == Code.HEALTHY for e in arrays.examples])
     result: dict[str, Json] = {}
     for class_id, name in enumerate(class_names(stream)[1:], start=1):
-        known = certain[:, class_id] | (table[:, class_id] == 0)
+        known = sure[:, class_id]
         counts = []
         for codes, mask in zip(arrays.codes, masks, strict=True):
             valid = known[codes]

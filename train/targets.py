@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from serving.labels import ALL_STREAM, MANIFESTATION_NAMES
 
@@ -101,3 +101,15 @@ def admissible_table(stream: str) -> Float32[np.ndarray, "codes classes"]:
     n_classes = len(class_names(stream))
     unknown = (1.0,) * n_classes
     return np.array([meaning.get(code, unknown) for code in Code], dtype=np.float32)
+
+
+def certain_and_known(
+    table: Float32[np.ndarray, "codes classes"],
+) -> tuple[Bool[np.ndarray, "codes classes"], Bool[np.ndarray, "codes classes"]]:
+    """Which codes are certainly a class, and which say for certain whether they are it or not.
+
+    Args:
+        table: From `admissible_table`.
+    """
+    certain = (table == 1) & (table.sum(axis=1, keepdims=True) == 1)
+    return certain, certain | (table == 0)
