@@ -58,11 +58,12 @@ def train(
 
 def evaluate(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of runs. [dim]Default: all[/dim]")
+        list[Path] | None,
+        typer.Argument(metavar="RUN...", help="Folders of runs. [dim]Default: what is published[/dim]"),
     ] = None,
     data: Data = None,
 ) -> None:
-    """Measure runs on patients that they never saw."""
+    """Measure runs on patients that they never saw; without any, what is published, into docs/results.md."""
     _extra("train.evaluate").main(runs or [], data)
 
 

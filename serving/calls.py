@@ -5,6 +5,7 @@ ensemble that fails to enqueue one of several steps that run side by side counts
 triton-inference-server/core#483 (merged in March 2026). Measured on 2.51: down or stuck after some tens of cancelled
 CT slices, with four streams side by side; unharmed by hundreds of X-rays, whose steps are a chain. So nothing is
 taken back unless asked for: a request that is given up here is still computed there, and its answer is dropped.
+`Calls.close` waits for those too.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import InferenceFailed, ServerError
 from serving.results import CaseReport
+
+DRAIN_S: Final = 30.0
+"""Longest wait of `Calls.close` for answers that nobody waits for any more: a server that hangs gives none."""
 
 
 class CaseFuture(Future[CaseReport]):
@@ -105,9 +109,13 @@ class Calls:
         return future
 
     def close(self) -> None:
-        """Let what is under way end, or its deadline pass, then close the connection."""
+        """Let what is under way end, then close the connection.
+
+        Without `cancel_on_server` that includes what was given up, for `DRAIN_S` at the longest.
+        """
+        longest_s = self._timeout_s if self._cancel_on_server else max(self._timeout_s, DRAIN_S)
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, timeout=self._timeout_s)
+            self._changed.wait_for(lambda: not self._under_way, timeout=longest_s)
         # In this order: a report that is being made still reads the server's counters.
         self._finisher.shutdown(wait=True)
         self._triton.close()

@@ -59,7 +59,12 @@ class PipelineClient:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is under way, until its deadline at the longest, and close the connection."""
+        """Wait for what is under way and close the connection.
+
+        That includes requests that missed their deadline: closing under them would cancel them on the server, see
+        `serving.calls`. With `cancel_on_server` it does not. A server that gives no answer at all is left after
+        `serving.calls.DRAIN_S`, or `timeout_s` where that is longer.
+        """
         self._calls.close()
 
     def predict(

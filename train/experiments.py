@@ -110,7 +110,7 @@ _RUNS: Final = (
         publishes="recognition",
         init_from=IMAGENET,
         augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
-        epochs=3,
+        epochs=6,
         steps_per_epoch=80,
         batch_size=16,
         learning_rate=1e-4,
@@ -122,7 +122,7 @@ _RUNS: Final = (
         model=ManifestationCnnConfig(n_blocks=5, downsample=2),
         publishes="manifestations",
         augmentation=_CT,
-        epochs=20,
+        epochs=50,
         steps_per_epoch=20,
         batch_size=16,
         learning_rate=1e-3,
@@ -130,14 +130,14 @@ _RUNS: Final = (
     _stream(
         "all",
         {"medseg100": 0.5, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.15, "healthy": 0.1},
-        6,
+        36,
         60,
         None,
         1.5e-3,
     ),
-    _stream("ground_glass", _LESION_MIX, 2, 40, "all_first", 5e-4),
-    _stream("consolidation", _LESION_MIX, 2, 40, "all_first", 5e-4),
-    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 2, 40, "all_first", 5e-4),
+    _stream("ground_glass", _LESION_MIX, 4, 50, "all_first", 5e-4),
+    _stream("consolidation", _LESION_MIX, 4, 50, "all_first", 5e-4),
+    _stream("pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 4, 50, "all_first", 5e-4),
 )
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType({run.name: run for run in _RUNS})

@@ -22,12 +22,12 @@ from serving.errors import DatasetError
 from serving.labels import ALL_STREAM
 from train import data
 from train.batches import Arrays, PlainBatches, TrainingBatches
-from train.deeplab import DeepLabConfig, build_deeplab
+from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
-from train.targets import admissible_table
+from train.targets import admissible_table, class_names
 
 WEIGHTS_FILE: Final = "best.weights.h5"
 RUN_FILE: Final = "run.json"
@@ -102,6 +102,30 @@ def transfer(model: keras.Model, source: keras.Model) -> list[str]:
     return kept
 
 
+def transfer_classes(
+    model: keras.Model, names: tuple[str, ...], source: keras.Model, source_names: tuple[str, ...]
+) -> list[str]:
+    """Copy the classifier's weights of every class that both networks have, by name.
+
+    Args:
+        model: DeepLab-v3+ with the classes `names`.
+        names: Background included.
+        source: Another of the same width with the classes `source_names`.
+        source_names: Background included.
+
+    Returns:
+        Names of the classes of `model` that kept their own weights.
+    """
+    kernel, bias = model.get_layer(CLASSIFIER_LAYER).get_weights()
+    source_kernel, source_bias = source.get_layer(CLASSIFIER_LAYER).get_weights()
+    for i, name in enumerate(names):
+        if name in source_names:
+            j = source_names.index(name)
+            kernel[..., i], bias[i] = source_kernel[..., j], source_bias[j]
+    model.get_layer(CLASSIFIER_LAYER).set_weights([kernel, bias])
+    return [name for name in names if name not in source_names]
+
+
 def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Path) -> None:
     """Give the network what the experiment starts from.
 
@@ -117,9 +141,13 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     weights = runs / experiment.init_from / WEIGHTS_FILE
     if not weights.is_file():
         raise DatasetError(f"{experiment.name} starts from {experiment.init_from}: expected {weights}, found none")
-    source = build(EXPERIMENTS[experiment.init_from], training=True)
+    earlier = EXPERIMENTS[experiment.init_from]
+    source = build(earlier, training=True)
     source.load_weights(weights)
-    _log.info("from %s; fresh layers: %s", experiment.init_from, transfer(model, source) or "none")
+    fresh = transfer(model, source)
+    if fresh == [CLASSIFIER_LAYER] and experiment.stream and earlier.stream:
+        fresh = transfer_classes(model, class_names(experiment.stream), source, class_names(earlier.stream))
+    _log.info("from %s; fresh: %s", experiment.init_from, fresh or "none")
 
 
 def optimizer_of(experiment: Experiment) -> keras.optimizers.Optimizer:

@@ -6,9 +6,12 @@ Everything that is undefined (0 / 0) is NaN, never 0 and never 1: who averages d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
+
+CALIBRATION_BINS: Final = 15
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -101,3 +104,20 @@ def balanced_accuracy(matrix: Int[np.ndarray, "truth predicted"]) -> float:
     totals = matrix.sum(axis=1)
     occur = totals > 0
     return float(np.mean(np.diag(matrix)[occur] / totals[occur])) if occur.any() else float("nan")
+
+
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], n_bins: int = CALIBRATION_BINS
+) -> float:
+    """Guo et al. 2017, Eq. 3: gap between confidence and accuracy in bins of equal width, weighted by their counts.
+
+    Args:
+        confidence: Probability of the answer that was given, in `[0, 1]`.
+        right: Whether it was right.
+        n_bins: Bins over `[0, 1]`; a confidence on an edge belongs to the lower one.
+    """
+    if not confidence.size:
+        return float("nan")
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gaps = [abs(float(confidence[bins == b].sum()) - float(right[bins == b].sum())) for b in np.unique(bins)]
+    return sum(gaps) / confidence.size

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import keras
 import numpy as np
 from jaxtyping import UInt8
 
 from serving.errors import ExportError
+from serving.labels import MANIFESTATION_NAMES
 from train import data, fit
 from train.batches import Arrays, in_three_channels
+from train.calibration import fold_platt, fold_temperature
 from train.data import fingerprint
 from train.decision import fold_decision
 from train.evaluate import keras_predictor, measure, trained
+from train.experiments import Experiment
 from train.export import export
 from train.parity import Tolerances
 from train.provenance import DataSource, Precision, Provenance
@@ -52,9 +56,7 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
     arrays = fit.load(experiment, root, run.parent / "cache")
     test = arrays.of_split("test")
     masks = experiment.stream is not None
-    decision: dict[str, list[float]] = {}
-    if experiment.stream is not None:
-        decision["logit_bias_chosen_on_validation"] = fold_decision(model, arrays.of_split("val"), experiment.stream)
+    fitted = {"fitted_on_validation": _fold(model, experiment, arrays.of_split("val"))}
     provenance = Provenance(
         model=experiment.publishes,
         experiment=experiment.name,
@@ -62,7 +64,7 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
         data_sources=data_sources(arrays, root),
         metrics={
             "split": TEST_SPLIT,
-            **decision,
+            **fitted,
             "keras_fp32": measure(experiment, test, keras_predictor(model, masks=masks)),
         },
     )
@@ -78,6 +80,16 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
         measure=lambda predict: measure(experiment, test, predict),
         keep=1,
     )
+
+
+def _fold(model: keras.Model, experiment: Experiment, validation: Arrays) -> dict[str, Any]:
+    """Fit the last layer's calibration, or a stream's decision, on the validation split and put it into the weights."""
+    if experiment.task == "recognition":
+        return {"temperature": fold_temperature(model, validation)}
+    if experiment.task == "manifestations":
+        fitted = zip(MANIFESTATION_NAMES, fold_platt(model, validation), strict=True)
+        return {"platt_slope_and_intercept": {name: list(pair) for name, pair in fitted}}
+    return {"logit_bias": fold_decision(model, validation, experiment.stream or "")}
 
 
 def _sample(arrays: Arrays, n: int) -> UInt8[np.ndarray, "n 512 512 3"]:

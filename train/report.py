@@ -62,6 +62,7 @@ def _recognition(figures: Figures) -> str:
                 _interval(four["accuracy"], four["accuracy_95"]),
                 _number(four["balanced_accuracy"]),
                 _number(four["majority_class_accuracy"]),
+                _number(four["ece"]),
                 _interval(two["auc"], two["auc_95"]),
                 _number(two["accuracy"]),
             ]
@@ -73,6 +74,7 @@ def _recognition(figures: Figures) -> str:
         "accuracy, 4 classes",
         "balanced",
         "majority class",
+        "calibration error",
         "COVID-19 AUC",
         "COVID-19 or not",
     ]
@@ -117,11 +119,15 @@ def _manifestations(figures: Figures) -> str:
             _number(entry["accuracy"]),
             _number(entry["sensitivity"]),
             _number(entry["specificity"]),
+            _number(entry["ece"]),
         ]
         for label in MANIFESTATIONS
         for entry in [figures[label.name]]
     ]
-    header = ["label", "present", "groups", "AUC", "AUC inside its source", "accuracy", "sensitivity", "specificity"]
+    header = [
+        "label", "present", "groups", "AUC", "AUC inside its source", "accuracy", "sensitivity", "specificity",
+        "calibration error",
+    ]  # fmt: skip
     return (
         "## Stage 2, manifestations\n\n"
         + _table(header, rows)

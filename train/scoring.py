@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from train.batches import Arrays
 from train.data import UNKNOWN, Example
-from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
+from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix, expected_calibration_error
 from train.targets import Code, admissible_table, certain_and_known, class_names
 
 BOOTSTRAP_ROUNDS: Final = 1000
@@ -95,6 +95,7 @@ def score_recognition(examples: Sequence[Example], answers: Float[np.ndarray, "n
                 "accuracy": right.mean(),
                 "accuracy_95": grouped_interval(groups[rows], lambda i, r=right: float(r[i].mean())),  # type: ignore[misc]
                 "balanced_accuracy": balanced_accuracy(matrix),
+                "ece": expected_calibration_error(answers[rows].max(axis=1), right),
                 "majority_class_accuracy": matrix.sum(axis=1).max() / matrix.sum(),
                 "confusion_true_by_predicted": matrix,
                 "by_source": _by_source([examples[i] for i in rows], right),
@@ -152,6 +153,7 @@ def score_manifestations(examples: Sequence[Example], answers: Float[np.ndarray,
             "auc_95": grouped_interval(groups[rows], lambda j, t=truth, s=score: _auc(t[j], s[j])),  # type: ignore[misc]
             "auc_without_healthy_scans": _auc(targets[inside, i].astype(int), answers[inside, i]),
             "n_absent_without_healthy_scans": int((targets[inside, i] == 0).sum()),
+            "ece": expected_calibration_error(score, truth == 1),
             "accuracy": counts.accuracy,
             "sensitivity": counts.sensitivity,
             "specificity": counts.specificity,

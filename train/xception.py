@@ -75,14 +75,24 @@ def scale_pixels(image: KerasTensor) -> KerasTensor:
     return keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="scaling")(image)
 
 
-def batch_norm(x: KerasTensor, name: str, momentum: float, *, relu: bool) -> KerasTensor:
-    """Batch norm as ``<name>_bn``, then ReLU as ``<name>_relu`` if asked for."""
-    x = keras.layers.BatchNormalization(momentum=momentum, epsilon=1e-3, name=f"{name}_bn")(x)
+def batch_norm(x: KerasTensor, name: str, momentum: float, *, relu: bool, gamma: float = 1.0) -> KerasTensor:
+    """Batch norm as ``<name>_bn`` with an initial scale of `gamma`, then ReLU as ``<name>_relu`` if asked for."""
+    x = keras.layers.BatchNormalization(
+        momentum=momentum, epsilon=1e-3, gamma_initializer=keras.initializers.Constant(gamma), name=f"{name}_bn"
+    )(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
 def convolution(
-    x: KerasTensor, channels: int, kernel: int, name: str, momentum: float, *, stride: int = 1, relu: bool = True
+    x: KerasTensor,
+    channels: int,
+    kernel: int,
+    name: str,
+    momentum: float,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+    gamma: float = 1.0,
 ) -> KerasTensor:
     """Convolution without bias, batch norm, and ReLU if asked for. A stride of 2 samples at pixels 0, 2, 4, ..."""
     x, padding = _pad(x, kernel, stride, name)
@@ -95,7 +105,7 @@ def convolution(
         kernel_initializer="he_normal",
         name=name,
     )(x)
-    return batch_norm(x, name, momentum, relu=relu)
+    return batch_norm(x, name, momentum, relu=relu, gamma=gamma)
 
 
 def separable_convolution(
@@ -107,6 +117,7 @@ def separable_convolution(
     stride: int = 1,
     rate: int = 1,
     relu: bool = True,
+    gamma: float = 1.0,
 ) -> KerasTensor:
     """3x3 depthwise at an atrous rate, batch norm, ReLU, 1x1 pointwise, batch norm, and ReLU if asked for.
 
@@ -118,6 +129,7 @@ def separable_convolution(
         stride: 1 or 2.
         rate: Atrous rate; 1 where `stride` is 2.
         relu: Whether the last batch norm is followed by a ReLU.
+        gamma: Initial scale of the last batch norm.
     """
     depthwise = f"{name}_depthwise"
     x, padding = _pad(x, 3, stride, depthwise)
@@ -133,7 +145,7 @@ def separable_convolution(
         name=depthwise,
     )(x)
     x = batch_norm(x, depthwise, momentum, relu=True)
-    return convolution(x, channels, 1, f"{name}_pointwise", momentum, relu=relu)
+    return convolution(x, channels, 1, f"{name}_pointwise", momentum, relu=relu, gamma=gamma)
 
 
 def _pad(x: KerasTensor, kernel: int, stride: int, name: str) -> tuple[KerasTensor, str]:
@@ -165,8 +177,17 @@ def _module(
         unit = f"{name}_separable_conv{i}"
         before_stride = y
         y = keras.layers.ReLU(name=f"{unit}_preactivation")(y)
+        last = i == len(channels)
         y = separable_convolution(
-            y, depth, unit, momentum, stride=stride if i == len(channels) else 1, rate=rate, relu=False
+            y,
+            depth,
+            unit,
+            momentum,
+            stride=stride if last else 1,
+            rate=rate,
+            relu=False,
+            # A unit around an identity begins as the identity (Goyal et al. 2017, 5.1): sixteen in a row learn sooner.
+            gamma=0.0 if last and shortcut == "identity" else 1.0,
         )
     if shortcut == "convolution":
         x = convolution(x, channels[-1], 1, f"{name}_shortcut", momentum, stride=stride, relu=False)

@@ -261,6 +261,22 @@ class TestMany:
         assert all(future.done() for future in futures)
         assert all(isinstance(future.result(0), CaseReport) for future in futures)
 
+    def test_closing_waits_for_what_was_given_up_too(
+        self, client: PipelineClient, toy_triton: TritonServer, ct: bytes
+    ) -> None:
+        # To close under a request cancels it on the server, which some tens of times brings Triton 24.10 down.
+        def answered() -> int:
+            statistics = client._triton.get_inference_statistics(pipeline.ENSEMBLE_NAME)
+            return int(statistics.model_stats[0].inference_stats.success.count)
+
+        before = answered()
+        with PipelineClient(toy_triton.grpc_url, timeout_s=0.001) as impatient:
+            futures = [impatient.submit(ct, "ct", ALL_OPEN) for _ in range(4)]
+            for future in futures:
+                with pytest.raises(InferenceFailed):
+                    future.result(30)
+        assert eventually(lambda: answered() - before == len(futures))
+
 
 @pytest.mark.slow
 def test_a_client_finds_a_server_that_comes_back(toy_repository: Path, dead_url: str, ct: bytes) -> None:

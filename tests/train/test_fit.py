@@ -13,8 +13,10 @@ import pytest
 from serving import phantom
 from serving.errors import DatasetError
 from train import experiments, fit
+from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.evaluate import trained
 from train.manifestation_cnn import ManifestationCnnConfig
+from train.targets import class_names
 
 _SEGMENTATION = (
     "image", "mask", "subset", "patient_id", "group_hint", "source_split", "px_ggo", "px_consolidation", "px_effusion",
@@ -147,6 +149,23 @@ def test_transfer_copies_what_fits_and_names_the_rest():
     source, target = network(2), network(4)
     assert fit.transfer(target, source) == ["head"]
     assert np.array_equal(target.get_layer("hidden").get_weights()[0], source.get_layer("hidden").get_weights()[0])
+
+
+def test_a_stream_takes_over_the_classes_that_it_shares_with_what_it_starts_from():
+    source = build_deeplab(DeepLabConfig(n_classes=4, input_hw=(32, 32), width=0.05))
+    target = build_deeplab(DeepLabConfig(n_classes=2, input_hw=(32, 32), width=0.05))
+    before = target.get_layer(CLASSIFIER_LAYER).get_weights()
+    assert fit.transfer(target, source) == [CLASSIFIER_LAYER]
+    assert fit.transfer_classes(target, ("background", "nodule"), source, class_names("all")) == ["nodule"]
+    kernel, bias = target.get_layer(CLASSIFIER_LAYER).get_weights()
+    source_kernel, source_bias = source.get_layer(CLASSIFIER_LAYER).get_weights()
+    assert np.array_equal(kernel[..., 0], source_kernel[..., 0])
+    assert np.array_equal(kernel[..., 1], before[0][..., 1])
+    assert fit.transfer_classes(target, class_names("consolidation"), source, class_names("all")) == []
+    kernel, bias = target.get_layer(CLASSIFIER_LAYER).get_weights()
+    consolidation = class_names("all").index("consolidation")
+    assert np.array_equal(kernel[..., 1], source_kernel[..., consolidation])
+    assert np.array_equal(bias, source_bias[[0, consolidation]])
 
 
 def test_every_experiment_starts_from_one_that_comes_before_it():

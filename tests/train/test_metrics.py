@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
+from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix, expected_calibration_error
 
 
 @pytest.fixture
@@ -53,3 +53,15 @@ def test_confusion_has_truth_in_rows():
     assert np.array_equal(matrix, reference.confusion_matrix(truth, predicted, labels=range(4)))
     # Class 2 does not occur, so its row is left out of the mean.
     assert balanced_accuracy(matrix) == pytest.approx((0.5 + 1 + 1) / 3)
+
+
+def test_calibration_error_is_the_gap_weighted_by_the_counts_of_its_bins():
+    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, True, True, False, True, False])
+    # Four answers at 0.95 of which 0.75 are right; two at 0.55 of which half are.
+    assert expected_calibration_error(confidence, right, 10) == pytest.approx((4 * 0.20 + 2 * 0.05) / 6)
+
+
+def test_a_calibrated_answer_has_no_error_and_none_has_no_number():
+    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
+    assert math.isnan(expected_calibration_error(np.array([]), np.array([], bool)))

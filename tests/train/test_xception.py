@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from train.xception import (
+    MIDDLE_UNITS,
     XceptionConfig,
     build_xception65,
     convolution,
@@ -104,6 +105,17 @@ def test_batch_norm_and_relu_follow_every_depthwise_convolution(full: keras.Mode
 def test_middle_units_add_to_what_came_in(full: keras.Model) -> None:
     before, unit = full.get_layer("middle_flow_unit3_sum"), full.get_layer("middle_flow_unit4_sum")
     assert any(tensor is before.output for tensor in unit.input)
+
+
+def test_middle_units_begin_as_the_identity_and_can_learn_to_be_more(full: keras.Model) -> None:
+    gammas = {
+        layer.name: layer.get_weights()[0]
+        for layer in full.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    }
+    zero = [name for name, gamma in gammas.items() if not gamma.any()]
+    assert zero == [f"middle_flow_unit{i}_separable_conv3_pointwise_bn" for i in range(1, MIDDLE_UNITS + 1)]
+    assert all((gamma == 1).all() for name, gamma in gammas.items() if name not in zero)
 
 
 def test_strided_branch_and_shortcut_sample_the_same_pixels() -> None:
