@@ -40,6 +40,10 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("lungstreams bench", "lungstreams bench --rounds 50"))(bench)
 
 
+PAPER_TASK1: Final = "paper_task1"
+"""Of another kind than the experiments: a report, no weights. Named here so that help needs no TensorFlow."""
+
+
 def train(
     experiment: Annotated[str | None, typer.Argument(help="Name of an experiment, see --list.")] = None,
     data: Data = None,
@@ -52,6 +56,8 @@ def train(
         _list_experiments()
     elif experiment is None:
         fail("expected the name of an experiment, got none; `lungstreams train --list` shows them")
+    elif experiment == PAPER_TASK1:
+        _extra("train.paper_task1").main(data, runs)
     else:
         _extra("train.fit").main(experiment, data, runs, resume=resume)
 
@@ -119,6 +125,7 @@ def _list_experiments() -> None:
     table = Table("experiment", "publishes", "cost", "expect")
     for name, experiment in experiments.items():
         table.add_row(name, experiment.publishes or "", experiment.cost, experiment.expect)
+    table.add_row(PAPER_TASK1, "", "0.3 h", "the paper's frozen recipe under both protocols; docs/paper_task1.json")
     out.print(table)
 
 

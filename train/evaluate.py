@@ -23,6 +23,7 @@ from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
 from train.batches import Arrays, in_three_channels
 from train.experiments import EXPERIMENTS, Experiment
+from train.paper_task1 import REPORT_FILE
 from train.parity import gate_inputs, open_session
 from train.provenance import FILE_NAME, Provenance
 from train.report import results_markdown
@@ -128,7 +129,9 @@ def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/
         results[model_name] = measure(experiment, arrays, onnx_predictor(folder / ONNX_NAME, model_name))
         _log.info("%s measured", model_name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(results_markdown(results, provenances), encoding="utf-8")
+    task1 = out.with_name(REPORT_FILE.name)
+    paper = json.loads(task1.read_text(encoding="utf-8")) if task1.is_file() else None
+    out.write_text(results_markdown(results, provenances, paper), encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

@@ -1,0 +1,294 @@
+"""Task 1 as the paper did it: ImageNet's Inception-v3 frozen, its last layer retrained (Tables 2 to 4).
+
+Frozen features are computed once and kept on disk. The last layer is then a softmax regression: gradient descent at
+0.01, batches of 100, 2,800 steps. Two protocols are scored side by side:
+
+- **paper**: every scan and its augmented copies in one bag, of which a random 955 / (9,618 + 955) are the test set. A
+  patient, and even one scan's copies, are on both sides.
+- **patients**: `train.data`'s splits by patient or group; the copies augment the training scans alone.
+
+With the partial weights of ``shared/data/weights`` two convolutions of the last blocks are missing, so the features
+are the pooled outputs of `FEATURE_LAYERS`, the deepest that are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import cv2
+import keras
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+
+from serving.errors import DatasetError
+from serving.labels import DIAGNOSIS_NAMES, Modality
+from train import data, fit
+from train.augmentation import Augmentation, random_affine, warp
+from train.batches import in_three_channels
+from train.data import Example
+from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
+from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
+from train.scoring import clean, grouped_interval
+
+Protocol = Literal["paper", "patients"]
+
+NAME: Final = "paper_task1"
+REPORT_FILE: Final = Path("docs/paper_task1.json")
+INPUT_PX: Final = 299
+FEATURE_LAYERS: Final = ("mixed7", "mixed8")
+PAPER_TEST_SHARE: Final = 955 / (9618 + 955)
+PAPER_COPIES: Final = 34
+_BATCH: Final = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One of the paper's runs of Task 1.
+
+    Attributes:
+        name: How it is called.
+        classes: Diagnoses told apart, of `DIAGNOSIS_NAMES`.
+        modalities: Whose scans. With two, each gives as many: the larger is under-sampled at random.
+        runs: Random draws (of the under-sampling and of the order of the batches) whose mean is reported.
+        copies: Augmented copies of a scan beside itself; the paper makes 34.
+        steps: Of gradient descent.
+        batch_size: Scans a step.
+        learning_rate: Constant.
+        paper: The paper's figures of the same run, in `[0, 1]`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    modalities: tuple[Modality, ...]
+    paper: dict[str, float]
+    runs: int = 5
+    copies: int = 2
+    steps: int = 2800
+    batch_size: int = 100
+    learning_rate: float = 0.01
+
+
+_TWO: Final = ("covid19", "normal")
+RECIPES: Final = (
+    Recipe("task1_4_xray", DIAGNOSIS_NAMES, ("xray",), {"accuracy": 0.981, "sensitivity": 0.9802, "f1": 0.982}),
+    Recipe("task1_2_xray", _TWO, ("xray",), {"accuracy": 0.994, "sensitivity": 0.995, "f1": 0.993, "mcc": 0.987}),
+    Recipe("task1_2_both", _TWO, ("xray", "ct"), {"accuracy": 0.995, "sensitivity": 0.998, "f1": 0.995, "mcc": 0.990}),
+)
+
+AUGMENTATION: Final = Augmentation(rotation_deg=15, translation=0.1, zoom=0.1, shear_deg=8, gain=0, gamma=0)
+"""Rotation, translation, zoom and shear, as the paper names them; it gives no amounts."""
+
+
+def frozen_network(weights: Path) -> tuple[keras.Model, str]:
+    """Inception-v3 with ImageNet weights, from ``uint8 (n, 299, 299, 3)`` to pooled features.
+
+    Args:
+        weights: The partial npz.
+
+    Returns:
+        The network, and a digest of its weights' file.
+
+    Raises:
+        DatasetError: If the file is missing, or one of the layers that features need is not in it.
+    """
+    if not weights.is_file():
+        raise DatasetError(f"expected ImageNet weights at {weights}, found none")
+    config = InceptionV3Config(n_classes=4, input_hw=(INPUT_PX, INPUT_PX), batch_norm=False)
+    network = build_inception_v3(config)
+    load_imagenet_partial(network, weights)
+    pooled = [
+        keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled")(network.get_layer(name).output)
+        for name in FEATURE_LAYERS
+    ]
+    features = keras.Model(network.input, keras.layers.Concatenate(name="bottleneck")(pooled), name="bottleneck")
+    return features, hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def bottleneck(
+    images: UInt8[np.ndarray, "n h w"], network: keras.Model, copies: int, seed: int = 0
+) -> Float32[np.ndarray, "n views d"]:
+    """Features of each scan and of its augmented copies.
+
+    Args:
+        images: Preprocessed, grey.
+        network: From `frozen_network`.
+        copies: Augmented copies beside the scan itself.
+        seed: Of the augmentation; copy `k` of scan `i` depends on nothing else.
+
+    Returns:
+        `views` is ``1 + copies``; view 0 is the scan as it is.
+    """
+    size_px = images.shape[1]
+    views = []
+    for i, image in enumerate(images):
+        views.append(_resized(np.asarray(image)))
+        for k in range(copies):
+            rng = np.random.default_rng([seed, i, k])
+            views.append(_resized(warp(image, random_affine(rng, AUGMENTATION, size_px, size_px), size_px)))
+    parts = [
+        np.asarray(network.predict_on_batch(in_three_channels(np.stack(views[i : i + _BATCH]))))
+        for i in range(0, len(views), _BATCH)
+    ]
+    return np.concatenate(parts, dtype=np.float32).reshape(len(images), 1 + copies, -1)
+
+
+def _resized(image: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "299 299"]:
+    return np.asarray(cv2.resize(image, (INPUT_PX, INPUT_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def retrain_last_layer(
+    features: Float32[np.ndarray, "n d"], truth: Int[np.ndarray, " n"], n_classes: int, recipe: Recipe, seed: int
+) -> tuple[Float[np.ndarray, "d classes"], Float[np.ndarray, " classes"]]:
+    """Softmax regression by plain gradient descent on the cross-entropy.
+
+    Args:
+        features: Of the training scans and copies.
+        truth: Class of each.
+        n_classes: Of the layer.
+        recipe: Steps, batch and learning rate.
+        seed: Of the batches.
+
+    Returns:
+        Kernel and bias. The kernel starts at normal noise of 0.001, as TensorFlow's ``retrain.py`` has it.
+    """
+    rng = np.random.default_rng(seed)
+    kernel, bias = rng.normal(0, 1e-3, (features.shape[1], n_classes)), np.zeros(n_classes)
+    for _ in range(recipe.steps):
+        rows = rng.integers(len(features), size=recipe.batch_size)
+        x = features[rows]
+        error = _softmax(x @ kernel + bias)
+        error[np.arange(len(rows)), truth[rows]] -= 1
+        kernel -= recipe.learning_rate * x.T @ error / len(rows)
+        bias -= recipe.learning_rate * error.mean(axis=0)
+    return kernel, bias
+
+
+def _softmax(logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def balanced_rows(
+    examples: Sequence[Example], modalities: Sequence[Modality], rng: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """Rows of the modalities, each with as many scans as the rarest: the others are drawn at random."""
+    rows = [np.array([i for i, e in enumerate(examples) if e.modality == m], dtype=int) for m in modalities]
+    smallest = min(map(len, rows))
+    return np.sort(np.concatenate([rng.choice(r, smallest, replace=False) for r in rows]))
+
+
+def split(
+    examples: Sequence[Example], views: int, protocol: Protocol, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "train 2"], Int[np.ndarray, "test 2"]]:
+    """Pairs of scan and view for training and testing.
+
+    Args:
+        examples: The scans.
+        views: Of each, 0 being the scan itself.
+        protocol: See the module's head.
+        rng: Draws the paper's test set.
+    """
+    if protocol == "paper":
+        pairs = np.stack(np.meshgrid(np.arange(len(examples)), np.arange(views), indexing="ij"), -1).reshape(-1, 2)
+        order = rng.permutation(len(pairs))
+        n_test = round(PAPER_TEST_SHARE * len(pairs))
+        return pairs[order[n_test:]], pairs[order[:n_test]]
+    train = [(i, k) for i, e in enumerate(examples) if e.split != "test" for k in range(views)]
+    test = [(i, 0) for i, e in enumerate(examples) if e.split == "test"]
+    return np.array(train), np.array(test)
+
+
+def _diagnosis(example: Example) -> str:
+    return DIAGNOSIS_NAMES[int(np.argmax(example.target))]
+
+
+def run(recipe: Recipe, examples: Sequence[Example], features: Float32[np.ndarray, "n views d"]) -> dict[str, Any]:
+    """Train and score a recipe under both protocols.
+
+    Args:
+        recipe: Which.
+        examples: Scans with one diagnosis of `recipe.classes` each.
+        features: Of all of them, from `bottleneck`.
+
+    Returns:
+        By protocol: the mean over the runs of accuracy, sensitivity, specificity, precision, F1, MCC and FPR (for more
+        than two classes the unweighted mean over the classes), each run's accuracy, the interval by group of the first
+        run, the confusion matrix summed over the runs.
+    """
+    truth = np.array([recipe.classes.index(_diagnosis(e)) for e in examples])
+    result: dict[str, Any] = {"paper_reports": recipe.paper, "copies": features.shape[1] - 1}
+    for protocol in ("paper", "patients"):
+        scores, matrices, interval, sizes = [], [], [], (0, 0)
+        for seed in range(recipe.runs):
+            rng = np.random.default_rng(seed)
+            rows = balanced_rows(examples, recipe.modalities, rng)
+            train, test = split([examples[i] for i in rows], features.shape[1], protocol, rng)
+            kernel, bias = retrain_last_layer(
+                features[rows[train[:, 0]], train[:, 1]], truth[rows[train[:, 0]]], len(recipe.classes), recipe, seed
+            )
+            tested = rows[test[:, 0]]
+            predicted = (features[tested, test[:, 1]] @ kernel + bias).argmax(axis=1)
+            right = predicted == truth[tested]
+            matrix = confusion_matrix(truth[tested], predicted, len(recipe.classes))
+            scores.append({"accuracy": float(right.mean()), **_class_means(truth[tested], predicted, recipe)})
+            matrices.append(matrix)
+            if seed == 0:
+                interval = grouped_interval([examples[i].group for i in tested], lambda i, r=right: float(r[i].mean()))  # type: ignore[misc]
+                sizes = len(train), len(test)
+        confusion = np.sum(matrices, axis=0)
+        result[protocol] = {
+            "n_train": sizes[0],
+            "n_test": sizes[1],
+            **{name: float(np.mean([s[name] for s in scores])) for name in scores[0]},
+            "accuracy_of_runs": [s["accuracy"] for s in scores],
+            "accuracy_95_of_first_run": interval,
+            "balanced_accuracy": balanced_accuracy(confusion),
+            "confusion_true_by_predicted": confusion,
+        }
+    return dict(clean(result))
+
+
+def _class_means(truth: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], recipe: Recipe) -> dict[str, float]:
+    # Of two classes the first, COVID-19, is the positive one.
+    positives = range(len(recipe.classes)) if len(recipe.classes) > 2 else (0,)
+    counts = [BinaryCounts.of(truth == c, predicted == c) for c in positives]
+    names = ("sensitivity", "specificity", "precision", "f1", "mcc", "false_positive_rate")
+    return {name: float(np.mean([getattr(c, name) for c in counts])) for name in names}
+
+
+def main(data_folder: Path | None, out: Path, report: Path = REPORT_FILE) -> dict[str, Any]:
+    """Run every recipe.
+
+    Args:
+        data_folder: Root of the scans; None for the default.
+        out: Where runs live; features are kept in `out/cache`.
+        report: Where the figures go, as JSON; ``lungstreams evaluate`` makes a table of them.
+
+    Returns:
+        Figures by recipe, as `run` gives them.
+
+    Raises:
+        DatasetError: If the scans or the ImageNet weights are missing.
+    """
+    root = data.data_root(data_folder)
+    network, digest = frozen_network(root / fit.IMAGENET_FILE)
+    examples = [e for e in data.recognition(root) if sum(e.target) == 1]
+    n = max(recipe.copies for recipe in RECIPES)
+    images, _ = data.load_all(examples, root, out / "cache", masks=False)
+    path = out / "cache" / f"bottleneck-{data.fingerprint(examples, root)[:16]}-{digest[:8]}-{n}.npy"
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, bottleneck(images, network, n))
+        partial.rename(path)
+    features = np.load(path)
+    results = {}
+    for recipe in RECIPES:
+        rows = [
+            i for i, e in enumerate(examples) if e.modality in recipe.modalities and _diagnosis(e) in recipe.classes
+        ]
+        results[recipe.name] = run(recipe, [examples[i] for i in rows], features[rows, : 1 + recipe.copies])
+    return results
