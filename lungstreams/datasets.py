@@ -79,11 +79,15 @@ def download(
 
 
 def _list_origins() -> None:
-    table = Table("name", "what, and where", "for", "licence, as known", "download")
-    for origin in extra("train.downloads").ORIGINS.values():
+    origins = extra("train.downloads").ORIGINS.values()
+    table = Table("name", "what", "for", "licence, as known", "download", show_lines=True)
+    for origin in origins:
         how = "yes" if origin.files else f"no: {origin.by_hand}"
-        table.add_row(origin.name, f"{origin.what}\n{origin.page}", ", ".join(origin.tasks), origin.licence, how)
+        table.add_row(origin.name, origin.what, ", ".join(origin.tasks), origin.licence, how)
     out.print(table)
+    # Below, and on one line each: an address that a table has cut in two can not be copied.
+    for origin in origins:
+        typer.echo(f"{origin.name:<12} {origin.page}")
 
 
 def _shown(report: Any, splits: tuple[str, ...]) -> Group:

@@ -214,11 +214,11 @@ def _curated_report(task: Task, root: Path) -> Report:
     try:
         examples = _CURATED_LISTINGS[task](root)
     except DatasetError as error:
-        return Report(f"{CURATED}, {task}", (task,), {}, (str(error),), ())
+        return Report(CURATED, (task,), {}, (str(error),), ())
     files = dict.fromkeys(name for e in examples for name in (e.path, e.mask) if name)
     gone = [name for name in files if not (root / name).is_file()]
     missing = tuple(_of_missing(Listing(tuple(examples), tuple(gone))))
-    return Report(f"{CURATED}, {task}", (task,), label_counts(examples), missing, ())
+    return Report(CURATED, (task,), label_counts(examples), missing, ())
 
 
 def _of_missing(listing: Listing) -> list[str]:

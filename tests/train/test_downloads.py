@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         self.site = site
         super().__init__(*arguments)  # type: ignore[arg-type]
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         asked = self.headers["Range"]
         self.site.ranges.append(asked)
         body = self.site.files.get(self.path)
