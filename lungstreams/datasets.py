@@ -33,19 +33,26 @@ def _root(context: typer.Context) -> None:
         _list_origins()
 
 
-@app.command(epilog=examples("lungstreams data check ../shared/data", "lungstreams data check scans/medseg100"))
+@app.command(epilog=examples("lungstreams data check ../shared/data", "lungstreams data check FOLDER --pictures seen"))
 def check(
     folder: Annotated[Path, typer.Argument(help="Folder of scans, laid out in any way that training takes.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write some scans there as the models see them, with their masks outlined."),
+    ] = None,
 ) -> None:
     """Say what a folder of scans is, how many there are of each label and split, and what is missing.
 
     Exit code 0 if everything is there, 1 if files are missing, 2 if nothing in it can be used.
     """
-    data_root, origins = extra("train.data").data_root, extra("train.origins")
+    data, origins = extra("train.data"), extra("train.origins")
     with spinner("Reading the folder ..."):
-        reports = origins.check(data_root(folder))
+        reports = origins.check(data.data_root(folder))
     for report in reports:
         out.print(_shown(report, origins.SPLITS))
+        if pictures is not None:
+            written = extra("train.pictures").save_pictures(report.examples, folder, pictures)
+            typer.echo(f"  {len(written)} pictures in {pictures}")
     if any(report.missing for report in reports):
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -55,7 +55,9 @@ def read(root: Path) -> Listing:
         pairs, missing = _pairs(root)
         for image, mask in pairs:
             found += _slices(root, image, mask, "medseg9", partial(_scan_group, image))
-        notes.append("dataset 2 is split by scan")
+        notes.append(
+            "dataset 2 is split by scan, and taken to be stored as dataset 1: see --pictures that it is upright"
+        )
     return Listing(with_splits(found), tuple(missing), tuple(notes))
 
 

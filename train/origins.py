@@ -168,6 +168,7 @@ class Report:
         counts: Label -> scans of train, val and test. A scan with several manifestations counts for each.
         missing: A line for each thing that should be there.
         notes: What else to know.
+        examples: What was counted.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Report:
     counts: Mapping[str, tuple[int, ...]]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    examples: tuple[Example, ...] = ()
 
 
 def check(root: Path) -> list[Report]:
@@ -190,7 +192,7 @@ def check(root: Path) -> list[Report]:
         listing = layout.read(root)
         counts = label_counts(listing.examples)
         notes = (*listing.notes, f"licence: {layout.licence}")
-        reports.append(Report(layout.name, layout.tasks, counts, tuple(_of_missing(listing)), notes))
+        reports.append(Report(layout.name, layout.tasks, counts, tuple(_of_missing(listing)), notes, listing.examples))
     return reports
 
 
@@ -218,7 +220,7 @@ def _curated_report(task: Task, root: Path) -> Report:
     files = dict.fromkeys(name for e in examples for name in (e.path, e.mask) if name)
     gone = [name for name in files if not (root / name).is_file()]
     missing = tuple(_of_missing(Listing(tuple(examples), tuple(gone))))
-    return Report(CURATED, (task,), label_counts(examples), missing, ())
+    return Report(CURATED, (task,), label_counts(examples), missing, (), tuple(examples))
 
 
 def _of_missing(listing: Listing) -> list[str]:

@@ -268,8 +268,9 @@ class TestDataCommand:
             for i in range(n):
                 pixels = phantom.chest_xray(seed=i, size_px=96)
                 (tmp_path / name / f"{i}.png").write_bytes(phantom.png_bytes(pixels))
-        result = CliRunner().invoke(app, ["data", "check", str(tmp_path)])
+        result = CliRunner().invoke(app, ["data", "check", str(tmp_path), "--pictures", str(tmp_path / "seen")])
         assert result.exit_code == 0, result.output
+        assert len(list((tmp_path / "seen").glob("class_folders.*.png"))) == 5
         assert "a folder per class, for recognition" in result.stdout
         for text in ("covid19", "normal", "train", "val", "test", "split by file", "licence:"):
             assert text in result.stdout

@@ -14,10 +14,12 @@ import pytest
 from serving import phantom
 from serving.dicom_pixels import LUNG_LEVEL_HU, LUNG_WIDTH_HU
 from serving.errors import DatasetError
+from serving.labels import MANIFESTATIONS
 from serving.preprocessing import preprocess
 from serving.scans import Scan
 from train import data, ieee8023, nifti, origins
 from train.listing import splits_of
+from train.pictures import save_pictures
 from train.targets import Code, admissible_table
 
 SIDE_PX = 96
@@ -201,6 +203,21 @@ class TestMedicalSegmentation:
         (tmp_path / "tr_im.nii.gz").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DatasetError, match=r"tr_im.nii.gz: expected a"):
             origins.check(tmp_path)
+
+
+class TestPictures:
+    def test_show_the_scan_with_its_masks_outlined(self, medseg, tmp_path):
+        root, slices = medseg
+        (report,) = origins.check(root)
+        files = save_pictures(report.examples, root, tmp_path / "seen", n=3)
+        assert [path.name for path in files] == ["medseg100.00000.png", "medseg100.00022.png", "medseg100.00044.png"]
+        shown = cv2.imread(str(files[0]))[..., ::-1]
+        ids = cv2.resize(slices[0].mask, (512, 512), interpolation=cv2.INTER_NEAREST_EXACT)
+        coloured = (shown == MANIFESTATIONS[0].colour_rgb).all(axis=-1)
+        assert coloured.any()
+        assert (ids[coloured] == 1).all()
+        away = (shown == shown[..., :1]).all(axis=-1)
+        np.testing.assert_array_equal(shown[..., 0][away], data.load_image(report.examples[0], root)[away])
 
 
 class TestIeee8023:
