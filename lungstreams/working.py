@@ -1,32 +1,37 @@
-"""The commands that make and measure models: train, evaluate, export, loadtest, bench."""
+"""The commands that make and measure models: data, train, evaluate, export, loadtest, bench."""
 
 from __future__ import annotations
 
-import importlib
-import os
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
 
+from lungstreams import datasets
 from lungstreams.console import URL_VARIABLE, examples, fail, out
+from lungstreams.extras import extra
 
 _DATA_VARIABLE: Final = "LUNGSTREAMS_DATA"
-_OURS: Final = frozenset({"serving", "demo", "train", "loadtest", "lungstreams"})
 
 Data = Annotated[
     Path | None,
-    typer.Option(envvar=_DATA_VARIABLE, metavar="DIR", help="Root of the scans, as data/SOURCES.md has it."),
+    typer.Option(
+        envvar=_DATA_VARIABLE, metavar="DIR", help="Folder of scans: ours, or a dataset as its origin gives it."
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs live.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
+    app.add_typer(datasets.app, name="data")
     app.command(
         epilog=examples(
-            "lungstreams train --list", "lungstreams train recognition_first", "lungstreams train NAME --no-resume"
+            "lungstreams train --list",
+            "lungstreams train recognition_first",
+            "lungstreams train all_first --data scans/medseg100",
+            "lungstreams train NAME --no-resume",
         )
     )(train)
     app.command(epilog=examples("lungstreams evaluate", "lungstreams evaluate runs/recognition_first"))(evaluate)
@@ -59,7 +64,7 @@ def train(
     elif experiment == PAPER_TASK1:
         _extra("train.paper_task1").main(data, runs)
     else:
-        _extra("train.fit").main(experiment, data, runs, resume=resume)
+        extra("train.fit").main(experiment, data, runs, resume=resume)
 
 
 def evaluate(
@@ -70,7 +75,7 @@ def evaluate(
     data: Data = None,
 ) -> None:
     """Measure runs on patients that they never saw; without any, what is published, into docs/results.md."""
-    _extra("train.evaluate").main(runs or [], data)
+    extra("train.evaluate").main(runs or [], data)
 
 
 def export(
@@ -79,7 +84,7 @@ def export(
     data: Data = None,
 ) -> None:
     """Convert a run to ONNX, check it against Keras, and publish it as a new version. Refuses where they disagree."""
-    publish = _extra("train.publish").main
+    publish = extra("train.publish").main
     from serving.repository import DEFAULT_REPOSITORY
 
     publish(run, repository or DEFAULT_REPOSITORY, data)
@@ -107,7 +112,7 @@ def loadtest(
     Exit code 1 if a p95 is over the budget, if failures reach 1 %, or if nothing ran.
     """
     names = [name for given in cases or [] for name in given.split(",") if name]
-    run = _extra("loadtest.run").run
+    run = extra("loadtest.run").run
     raise typer.Exit(run(url, duration_s=duration, users=users, cases=names, budget_s=budget_s, out=folder))
 
 
@@ -117,27 +122,13 @@ def bench(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the reports go.")] = Path("reports/bench"),
 ) -> None:
     """Latency of each case through the embedded Triton, beside the raw ONNX Runtime sessions, in one run."""
-    _extra("loadtest.bench").main(repository, rounds, folder)
+    extra("loadtest.bench").main(repository, rounds, folder)
 
 
 def _list_experiments() -> None:
-    experiments = _extra("train.experiments").EXPERIMENTS
+    experiments = extra("train.experiments").EXPERIMENTS
     table = Table("experiment", "publishes", "cost", "expect")
     for name, experiment in experiments.items():
         table.add_row(name, experiment.publishes or "", experiment.cost, experiment.expect)
     table.add_row(PAPER_TASK1, "", "0.3 h", "the paper's frozen recipe under both protocols; docs/paper_task1.json")
     out.print(table)
-
-
-def _extra(module: str) -> Any:
-    """A module whose packages may not be installed; if so, ends with a line that says how to get them."""
-    # TensorFlow says what its binary was built for; its warnings and errors are left.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in _OURS:
-            raise
-        extra = "[train]" if module.startswith("train.") else ""
-        fail(f"expected the package {missing}, got an environment without it: pip install 'lungstreams{extra}'")

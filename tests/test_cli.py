@@ -337,7 +337,10 @@ class TestRepository:
 class TestHelp:
     @pytest.mark.parametrize(
         "command",
-        ["serve", "demo", "predict", "train", "evaluate", "export", "bench", "loadtest", "repository check"],
+        [
+            *("serve", "demo", "predict", "train", "evaluate", "export", "bench", "loadtest", "repository check"),
+            *("data", "data check", "data download"),
+        ],
     )
     def test_every_command_teaches_by_example(self, command: str) -> None:
         run = lungstreams(*command.split(), "--help")
@@ -347,7 +350,19 @@ class TestHelp:
     def test_alone_it_shows_the_commands(self) -> None:
         run = lungstreams()
         assert run.returncode == 0
-        for command in ("serve", "demo", "predict", "train", "evaluate", "export", "bench", "loadtest", "repository"):
+        commands = (
+            "serve",
+            "demo",
+            "predict",
+            "data",
+            "train",
+            "evaluate",
+            "export",
+            "bench",
+            "loadtest",
+            "repository",
+        )
+        for command in commands:
             assert command in run.stdout
         assert "not a medical device" in run.stdout
 

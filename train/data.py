@@ -1,7 +1,8 @@
 """The datasets of `../shared/data` as lists of examples, split by patient or group.
 
 `shared/data/SOURCES.md` says what each folder is, where its labels come from and where they mislead. Nothing here
-splits by file: an example's split follows from its group, so that no patient is on both sides.
+splits by file: an example's split follows from its group, so that no patient is on both sides. Datasets as their
+origins give them are listed by `train.origins`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ import csv
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from serving.errors import DatasetError
+from serving.errors import DatasetError, ScanError
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, Modality
 from serving.pipeline import MODEL_HW
 from serving.preprocessing import preprocess
 from serving.scans import decode, from_hu
+from train import nifti
 from train.targets import Code
 
 Split = Literal["train", "val", "test"]
+Task = Literal["recognition", "manifestations", "segmentation", "nodules"]
 DATA_ENV: Final = "LUNGSTREAMS_DATA"
 HU_OFFSET: Final = 1024
 """16-bit slices of `ct_segmentation` store HU + 1024."""
@@ -60,6 +63,7 @@ class Example:
         codes: Value on disk -> `Code`, for the mask; without a mask, `codes[0]` fills the slice.
         stored_hu: The image is 16 bit, HU + `HU_OFFSET`.
         clahe: Off where the source has already applied it.
+        slice_index: `path` and `mask` are NIfTI volumes in Hounsfield units and class ids, and this is their slice.
     """
 
     path: str
@@ -72,6 +76,8 @@ class Example:
     codes: tuple[tuple[int, Code], ...] = ()
     stored_hu: bool = False
     clahe: bool = True
+    # Not in the representation: fingerprints of datasets without volumes stay as they were published.
+    slice_index: int | None = field(default=None, repr=False)
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -236,21 +242,36 @@ def segmentation(root: Path) -> list[Example]:
 def fingerprint(examples: Iterable[Example], root: Path) -> str:
     """SHA-256 over what was used: paths, targets, splits, and the bytes of each file."""
     digest = hashlib.sha256()
-    for example in sorted(examples, key=lambda e: e.path):
+    volumes: dict[str, bytes] = {}
+    for example in sorted(examples, key=lambda e: (e.path, e.slice_index or 0)):
         digest.update(repr(example).encode())
         for name in filter(None, (example.path, example.mask)):
-            digest.update((root / name).read_bytes())
+            if example.slice_index is None:
+                digest.update((root / name).read_bytes())
+                continue
+            if name not in volumes:
+                volumes[name] = nifti.file_digest(root / name)
+            digest.update(f"[{example.slice_index}]".encode() + volumes[name])
     return digest.hexdigest()
 
 
 def load_image(example: Example, root: Path) -> UInt8[np.ndarray, "512 512"]:
-    """The image as the models see it, one of its three equal channels. Decoded and prepared by `serving` alone."""
+    """The image as the models see it, one of its three equal channels. Decoded and prepared by `serving` alone.
+
+    Raises:
+        DatasetError: If it can not be read.
+    """
     path = root / example.path
-    if example.stored_hu:
-        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        scan = from_hu(stored.astype(np.int32) - HU_OFFSET)
-    else:
-        scan = decode(path.read_bytes(), example.modality)
+    try:
+        if example.slice_index is not None:
+            scan = from_hu(nifti.read_slice(path, example.slice_index))
+        elif example.stored_hu:
+            stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            scan = from_hu(stored.astype(np.int32) - HU_OFFSET)
+        else:
+            scan = decode(path.read_bytes(), example.modality)
+    except ScanError as error:
+        raise DatasetError(f"{example.path}: {error}") from error
     return preprocess(scan, clahe=example.clahe)[..., 0]
 
 
@@ -262,7 +283,10 @@ def load_codes(example: Example, root: Path) -> UInt8[np.ndarray, "512 512"]:
     """
     if example.mask is None:
         return np.full(MODEL_HW, example.codes[0][1], np.uint8)
-    mask = cv2.imread(str(root / example.mask), cv2.IMREAD_UNCHANGED)
+    if example.slice_index is not None:
+        mask = nifti.read_slice(root / example.mask, example.slice_index)
+    else:
+        mask = cv2.imread(str(root / example.mask), cv2.IMREAD_UNCHANGED)
     found = set(np.unique(mask).tolist())
     known = dict(example.codes)
     if not found <= set(known):
@@ -270,7 +294,8 @@ def load_codes(example: Example, root: Path) -> UInt8[np.ndarray, "512 512"]:
     table = np.zeros(256, np.uint8)
     for value, code in example.codes:
         table[value] = code
-    return np.asarray(cv2.resize(table[mask], MODEL_HW[::-1], interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+    codes = table[mask.astype(np.uint8)]
+    return np.asarray(cv2.resize(codes, MODEL_HW[::-1], interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
 
 
 def load_all(
@@ -284,7 +309,13 @@ def load_all(
         if wanted and not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial.npy")
-            np.save(partial, np.stack([loader(example, root) for example in examples]))
+            # Row by row: fifteen thousand radiographs do not fit into memory twice.
+            open_memmap: Any = np.lib.format.open_memmap
+            rows = open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(examples), *MODEL_HW))
+            for i, example in enumerate(examples):
+                rows[i] = loader(example, root)
+            rows.flush()
+            del rows
             partial.rename(path)
         arrays.append(np.load(path, mmap_mode="r") if wanted else None)
     images, codes = arrays

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from serving.labels import STREAM_NAMES
 from serving.pipeline import segmentation_model
 from train.augmentation import Augmentation
+from train.data import Task
 from train.deeplab import DeepLabConfig
 from train.inception import InceptionV3Config
 from train.manifestation_cnn import ManifestationCnnConfig
 from train.targets import class_names
 
-Task = Literal["recognition", "manifestations", "segmentation", "nodules"]
 IMAGENET: Final = "imagenet"
 
 

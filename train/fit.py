@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from serving.errors import DatasetError
 from serving.labels import ALL_STREAM
-from train import data
+from train import data, origins
 from train.batches import Arrays, PlainBatches, TrainingBatches
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
@@ -53,18 +53,19 @@ def build(experiment: Experiment, *, training: bool = False) -> keras.Model:
 
 
 def examples_of(experiment: Experiment, root: Path) -> list[data.Example]:
-    """All splits of the data of an experiment."""
-    listing: dict[str, Callable[[Path], list[data.Example]]] = {
-        "recognition": data.recognition,
-        "manifestations": data.manifestations,
-        "segmentation": data.segmentation,
-        "nodules": data.nodules,
-    }
-    examples = listing[experiment.task](root)
-    if experiment.mixture:
-        prefixes = tuple(experiment.mixture)
-        examples = [e for e in examples if e.source.startswith(prefixes)]
-    return examples
+    """All splits of the data of an experiment: of our own folder those of its mixture, of any other what fits its task.
+
+    Raises:
+        DatasetError: If the folder is laid out in no known way, or does not fit the task.
+    """
+    examples = origins.examples_for(experiment.task, root)
+    prefixes = tuple(mixture_of(experiment, root))
+    return [e for e in examples if e.source.startswith(prefixes)] if prefixes else examples
+
+
+def mixture_of(experiment: Experiment, root: Path) -> Mapping[str, float]:
+    """Share of each source in a batch. A mixture is one of our own sources: any other folder is drawn from as it is."""
+    return experiment.mixture if origins.is_curated(root) else {}
 
 
 def load(experiment: Experiment, root: Path, cache: Path) -> Arrays:
@@ -135,7 +136,7 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     if experiment.init_from is None:
         return
     if experiment.init_from == IMAGENET:
-        report = load_imagenet_partial(model, root / IMAGENET_FILE)
+        report = load_imagenet_partial(model, _imagenet_file(root))
         _log.info("ImageNet weights: %s", report)
         return
     weights = runs / experiment.init_from / WEIGHTS_FILE
@@ -148,6 +149,20 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     if fresh == [CLASSIFIER_LAYER] and experiment.stream and earlier.stream:
         fresh = transfer_classes(model, class_names(experiment.stream), source, class_names(earlier.stream))
     _log.info("from %s; fresh: %s", experiment.init_from, fresh or "none")
+
+
+def _imagenet_file(root: Path) -> Path:
+    """The ImageNet weights, which a dataset as its origin gives it does not hold: then those beside our own scans."""
+    here = root / IMAGENET_FILE
+    if here.is_file():
+        return here
+    try:
+        ours = data.data_root() / IMAGENET_FILE
+    except DatasetError:
+        ours = here
+    if not ours.is_file():
+        raise DatasetError(f"expected the ImageNet weights at {here} or under {data.DATA_ENV}, found none")
+    return ours
 
 
 def optimizer_of(experiment: Experiment) -> keras.optimizers.Optimizer:
@@ -253,7 +268,7 @@ def main(
         steps=run.steps_per_epoch,
         augmentation=run.augmentation,
         crop_px=run.crop_px,
-        mixture=run.mixture,
+        mixture=mixture_of(run, root),
         seed=run.seed,
     )
     validation = PlainBatches(arrays.of_split("val"), batch_size=4)

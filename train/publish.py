@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from serving.errors import ExportError
 from serving.labels import MANIFESTATION_NAMES
-from train import data, fit
+from train import data, fit, origins
 from train.batches import Arrays, in_three_channels
 from train.calibration import fold_platt, fold_temperature
 from train.data import fingerprint
@@ -93,7 +93,10 @@ def _sample(arrays: Arrays, n: int) -> UInt8[np.ndarray, "n 512 512 3"]:
 
 
 def data_sources(arrays: Arrays, root: Path) -> tuple[DataSource, ...]:
-    """The datasets of a run with the licences that their manifests note."""
+    """The datasets of a run with the licences that their manifests, or what is known of their origins, note."""
+    if not origins.is_curated(root):
+        licence = origins.licences(root)
+        return tuple(DataSource(name, licence[name]) for name in sorted({e.source for e in arrays.examples}))
     used = {name for example in arrays.examples for name in (example.path, example.mask) if name}
     licences: dict[str, set[str]] = {}
     for folder in sorted({name.split("/")[0] for name in used}):

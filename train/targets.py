@@ -36,6 +36,8 @@ class Code(IntEnum):
     NODULE_BACKGROUND = 8
     HEALTHY = 9
     OUTSIDE = 10
+    ANNOTATED_BACKGROUND = 11
+    """Neither of the three manifestations, where all three were looked for."""
 
 
 def class_names(stream: str) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ _ALL: dict[Code, tuple[float, ...]] = {
     Code.INFECTION: (0, 1, 1, 0),
     Code.INFECTION_BACKGROUND: (1, 0, 0, UNLABELLED_WEIGHT),
     Code.HEALTHY: (1, 0, 0, 0),
+    Code.ANNOTATED_BACKGROUND: (1, 0, 0, 0),
 }
 
 _BINARY: dict[str, dict[Code, tuple[float, ...]]] = {
@@ -66,6 +69,7 @@ _BINARY: dict[str, dict[Code, tuple[float, ...]]] = {
         Code.CONSOLIDATION: _NEGATIVE,
         Code.INFECTION_BACKGROUND: _NEGATIVE,
         Code.HEALTHY: _NEGATIVE,
+        Code.ANNOTATED_BACKGROUND: _NEGATIVE,
     },
     "consolidation": {
         Code.MEDSEG_BACKGROUND: _NEGATIVE,
@@ -73,11 +77,13 @@ _BINARY: dict[str, dict[Code, tuple[float, ...]]] = {
         Code.CONSOLIDATION: _POSITIVE,
         Code.INFECTION_BACKGROUND: _NEGATIVE,
         Code.HEALTHY: _NEGATIVE,
+        Code.ANNOTATED_BACKGROUND: _NEGATIVE,
     },
     "pleural_effusion": {
         Code.PLEURAL_EFFUSION: _POSITIVE,
         Code.EFFUSION_BACKGROUND: _NEGATIVE,
         Code.HEALTHY: _NEGATIVE,
+        Code.ANNOTATED_BACKGROUND: _NEGATIVE,
     },
     INFECTION_STREAM: {
         Code.INFECTION: _POSITIVE,
@@ -86,6 +92,7 @@ _BINARY: dict[str, dict[Code, tuple[float, ...]]] = {
         Code.GROUND_GLASS: _POSITIVE,
         Code.CONSOLIDATION: _POSITIVE,
         Code.HEALTHY: _NEGATIVE,
+        Code.ANNOTATED_BACKGROUND: _NEGATIVE,
     },
     NODULE_STREAM: {Code.NODULE: _POSITIVE, Code.NODULE_BACKGROUND: _NEGATIVE},
 }

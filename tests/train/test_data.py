@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,13 @@ def test_the_fingerprint_notices_another_split(root):
     moved = [data.Example(**{**vars(examples[0]), "split": "val"}), *examples[1:]]
     assert data.fingerprint(examples, root) == data.fingerprint(list(reversed(examples)), root)
     assert data.fingerprint(examples, root) != data.fingerprint(moved, root)
+
+
+def test_a_fingerprint_that_was_published_stays_what_it_was(tmp_path):
+    (tmp_path / "scan.png").write_bytes(b"scan")
+    example = data.Example("scan.png", "ct", "patient", "source", "train", (1.0,), codes=((0, Code.HEALTHY),))
+    representation = (
+        "Example(path='scan.png', modality='ct', group='patient', source='source', split='train', target=(1.0,), "
+        "mask=None, codes=((0, <Code.HEALTHY: 9>),), stored_hu=False, clahe=True)"
+    )
+    assert data.fingerprint([example], tmp_path) == hashlib.sha256(representation.encode() + b"scan").hexdigest()

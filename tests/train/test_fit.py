@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import keras
+import nibabel
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from train import experiments, fit
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.evaluate import trained
 from train.manifestation_cnn import ManifestationCnnConfig
+from train.publish import data_sources
 from train.targets import class_names
 
 _SEGMENTATION = (
@@ -173,3 +175,46 @@ def test_every_experiment_starts_from_one_that_comes_before_it():
     for name, run in experiments.EXPERIMENTS.items():
         assert run.init_from in seen
         seen.add(name)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of medicalsegmentation.com, drawn: three blocks of neighbours."""
+    folder = tmp_path_factory.mktemp("medseg")
+    drawn = [phantom.ct_slice(i, 96, consolidation=i % 2 == 0, pleural_effusion=i % 3 == 0) for i in range(30)]
+    hu = [-1350 + s.pixels.T.astype(np.float32) / 255 * 1500 for s in drawn]
+    for name, planes in (("tr_im", hu), ("tr_mask", [s.mask.T.astype(np.float32) for s in drawn])):
+        nibabel.save(nibabel.Nifti1Image(np.stack(planes, axis=-1), np.eye(4)), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_a_run_takes_a_dataset_as_its_origin_gives_it(volumes, tiny, tmp_path, caplog):
+    run = fit.main("tiny", volumes, tmp_path, verbose=0)
+    record = json.loads((run / fit.RUN_FILE).read_text())
+    assert record["n_examples"] == {"train": 10, "val": 10, "test": 10}
+    assert "names no patients" in caplog.text
+    arrays = fit.load(tiny, volumes, tmp_path / "cache")
+    assert [source.name for source in data_sources(arrays, volumes)] == ["medseg100"]
+
+
+def test_a_run_refuses_a_dataset_of_another_task(volumes, tmp_path):
+    with pytest.raises(DatasetError, match="expected scans for recognition"):
+        fit.main("recognition_first", volumes, tmp_path)
+
+
+def test_a_mixture_is_of_our_own_sources(volumes, root):
+    streams = [run for run in experiments.EXPERIMENTS.values() if run.task == "segmentation"]
+    for run in streams:
+        assert fit.mixture_of(run, root) == run.mixture
+        assert fit.mixture_of(run, volumes) == {}
+        assert len(fit.examples_of(run, volumes)) == 30
+
+
+def test_imagenet_weights_lie_beside_our_own_scans(volumes, root, monkeypatch):
+    monkeypatch.setenv("LUNGSTREAMS_DATA", str(root))
+    with pytest.raises(DatasetError, match=r"expected the ImageNet weights at .* or under LUNGSTREAMS_DATA"):
+        fit._imagenet_file(volumes)
+    ours = root / fit.IMAGENET_FILE
+    ours.parent.mkdir(exist_ok=True)
+    ours.touch()
+    assert fit._imagenet_file(volumes) == ours
