@@ -62,7 +62,7 @@ def train(
     elif experiment is None:
         fail("expected the name of an experiment, got none; `lungstreams train --list` shows them")
     elif experiment == PAPER_TASK1:
-        _extra("train.paper_task1").main(data, runs)
+        extra("train.paper_task1").main(data, runs)
     else:
         extra("train.fit").main(experiment, data, runs, resume=resume)
 
