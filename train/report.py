@@ -8,6 +8,7 @@ from typing import Any
 from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
 from train.provenance import Provenance
+from train.surface import TOLERANCE_PX
 
 Figures = Mapping[str, Any]
 
@@ -42,12 +43,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(value: float | None, bounds: list[float | None]) -> str:
-    return f"{_number(value)} [{_number(bounds[0])}, {_number(bounds[1])}]"
+def _interval(value: float | None, bounds: list[float | None], digits: int = 3) -> str:
+    return f"{_number(value, digits)} [{_number(bounds[0], digits)}, {_number(bounds[1], digits)}]"
 
 
 def _recognition(figures: Figures) -> str:
@@ -152,6 +153,8 @@ def _segmentation(results: Mapping[str, Figures]) -> str:
                     _interval(entry["dice"], entry["dice_95"]),
                     _number(entry["iou"]),
                     _number(entry["dice_mean_of_slices_with_it"]),
+                    _interval(entry["nsd"], entry["nsd_95"]),
+                    _interval(entry["hd95_px"], entry["hd95_px_95"], digits=1),
                     _number(entry["dice_of_marking_everything"]),
                     f"{100 * entry['marked_fraction_of_healthy_slices']:.2f} %",
                 ]
@@ -159,14 +162,17 @@ def _segmentation(results: Mapping[str, Figures]) -> str:
     rows.sort(key=lambda row: row[0])
     header = [
         "class", "stream", "slices with it", "groups", "Dice, pooled", "IoU", "Dice, mean of slices",
-        "marking everything", "of a healthy slice",
+        f"surface Dice at {TOLERANCE_PX:g} px", "HD95, px", "marking everything", "of a healthy slice",
     ]  # fmt: skip
     return (
         "## Stage 3, segmentation\n\n"
         + _table(header, rows)
         + "\nPooled over pixels that are annotated for the class. *Marking everything* is what chance would get; *of a"
         " healthy slice* is the part of its pixels marked by mistake. Inf-Net reports a Dice of 0.646 for ground-glass"
-        " and 0.238 for consolidation on the 48 test slices of which 24 are here.\n"
+        " and 0.238 for consolidation on the 48 test slices of which 24 are here.\n\n*Surface Dice* is the part of both"
+        " outlines that lies within the tolerance of the other one, *HD95* the 95th percentile of the distance between"
+        " them, in pixels of the 512x512 model space (`train/surface.py`). Both are means over the slices in which the"
+        " class is annotated or answered; where only one of the two is, they are 0 and the image's diagonal, 724 px.\n"
     )
 
 
