@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
+from train.leaks import LEFT_OUT
 from train.provenance import Provenance
 from train.surface import TOLERANCE_PX
 
@@ -33,6 +34,7 @@ def results_markdown(results: Mapping[str, Figures], provenances: Mapping[str, P
         _recognition(results[RECOGNITION.model]),
         _manifestations(results[MANIFESTATION_STEP.model]),
         _segmentation(results),
+        _left_out(results),
         _models(provenances),
     ]
     return "\n".join(parts)
@@ -174,6 +176,17 @@ def _segmentation(results: Mapping[str, Figures]) -> str:
         " them, in pixels of the 512x512 model space (`train/surface.py`). Both are means over the slices in which the"
         " class is annotated or answered; where only one of the two is, they are 0 and the image's diagonal, 724 px.\n"
     )
+
+
+def _left_out(results: Mapping[str, Figures]) -> str:
+    rows = [
+        [name, source, str(n)] for name, figures in results.items() for source, n in figures.get(LEFT_OUT, {}).items()
+    ]
+    text = (
+        "## Test scans left out\n\nThey look like a scan of another split: a copy, or a slice of the same patient from"
+        " a source without patient ids. No figure above counts them; [leaks.md](leaks.md) names them.\n\n"
+    )
+    return text + (_table(["model", "source", "test scans"], rows) if rows else "None.\n")
 
 
 def _models(provenances: Mapping[str, Provenance]) -> str:
