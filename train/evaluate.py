@@ -23,6 +23,7 @@ from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
 from train.batches import Arrays, in_three_channels
 from train.experiments import EXPERIMENTS, Experiment
+from train.leaks import LEFT_OUT, Leak, by_source, clean_split, leaks_markdown
 from train.paper_task1 import REPORT_FILE
 from train.parity import gate_inputs, open_session
 from train.provenance import FILE_NAME, Provenance
@@ -33,6 +34,7 @@ Predictor = Callable[[UInt8[np.ndarray, "n 512 512 3"]], Num[np.ndarray, "n ..."
 """Preprocessed scans -> probabilities, or class ids of a mask."""
 
 EVALUATION_FILE: Final = "evaluation.json"
+LEAKS_FILE: Final = "leaks.md"
 _BATCH: Final = 8
 _log = logging.getLogger(__name__)
 
@@ -102,37 +104,45 @@ def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/
     Args:
         runs: Folders of runs; each gets an ``evaluation.json``.
         data_folder: Root of the scans; None for the default.
-        out: Where the report on what is published goes; its JSON lies beside it. Used without runs.
+        out: Where the report on what is published goes; its JSON and ``leaks.md`` lie beside it. Used without runs.
 
     Returns:
         Figures by run or by model.
 
     Raises:
-        DatasetError: If data or a run is missing.
+        DatasetError: If data or a run is missing, or a group or a file is in two splits.
     """
     root = data.data_root(data_folder)
     results: dict[str, Any] = {}
     if runs:
         for run in runs:
             experiment, model = trained(run)
-            arrays = fit.load(experiment, root, run.parent / "cache").of_split("test")
+            arrays, leaks = clean_split(fit.load(experiment, root, run.parent / "cache"), "test", root)
             figures = measure(experiment, arrays, keras_predictor(model, masks=experiment.stream is not None))
+            figures[LEFT_OUT] = by_source(leaks, "test")
             (run / EVALUATION_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             results[experiment.name] = figures
             _log.info("%s: %s", experiment.name, json.dumps(figures))
         return results
     provenances = {}
+    found: dict[str, dict[Leak, None]] = {}
     for model_name, folder in published(DEFAULT_REPOSITORY).items():
         provenances[model_name] = Provenance.from_json((folder / FILE_NAME).read_text(encoding="utf-8"))
         experiment = EXPERIMENTS[provenances[model_name].experiment]
-        arrays = fit.load(experiment, root, Path("runs") / "cache").of_split("test")
+        arrays, leaks = clean_split(fit.load(experiment, root, Path("runs") / "cache"), "test", root)
         results[model_name] = measure(experiment, arrays, onnx_predictor(folder / ONNX_NAME, model_name))
+        results[model_name][LEFT_OUT] = by_source(leaks, "test")
+        # The streams share a listing, so each pair comes up more than once.
+        found.setdefault(experiment.task.capitalize(), {}).update(dict.fromkeys(leaks))
         _log.info("%s measured", model_name)
     out.parent.mkdir(parents=True, exist_ok=True)
     task1 = out.with_name(REPORT_FILE.name)
     paper = json.loads(task1.read_text(encoding="utf-8")) if task1.is_file() else None
     out.write_text(results_markdown(results, provenances, paper), encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (out.parent / LEAKS_FILE).write_text(
+        leaks_markdown({task: list(pairs) for task, pairs in found.items()}), encoding="utf-8"
+    )
     return results
 
 

@@ -40,6 +40,7 @@ class Experiment:
         crop_px: Side of a training crop. At 384 the atrous rate of 18 (288 pixels) still meets the image; in a crop
             of 256 its outer taps would never be trained and then run on 512.
         foreground_weight: Weight of a lesion's pixel in the cross-entropy.
+        patience: Stop after this many epochs without a lower validation loss, or None to run them all.
         expect: What a run gave, in words.
         cost: Roughly, on two cores.
     """
@@ -61,6 +62,7 @@ class Experiment:
     warmup_steps: int = 50
     weight_decay: float = 4e-5
     seed: int = 20
+    patience: int | None = None
     expect: str = ""
     cost: str = ""
 

@@ -1,15 +1,18 @@
 """Runs an experiment: data, network, loss, checkpoints, and what came of it.
 
 A run's folder holds ``best.weights.h5`` (lowest validation loss), ``run.json`` (the experiment, the data's fingerprint,
-the best epoch), ``log.csv`` (a row an epoch) and, until it is finished, ``backup/`` to resume from.
+the best epoch), ``log.csv`` (a row an epoch), ``tensorboard/`` (if that package is there) and, until it is finished,
+``backup/`` to resume from.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +28,7 @@ from train.batches import Arrays, PlainBatches, TrainingBatches
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
+from train.leaks import refuse, shared_files, shared_groups
 from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
 from train.targets import admissible_table, class_names
@@ -32,6 +36,8 @@ from train.targets import admissible_table, class_names
 WEIGHTS_FILE: Final = "best.weights.h5"
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.csv"
+BACKUP_FOLDER: Final = "backup"
+TENSORBOARD_FOLDER: Final = "tensorboard"
 IMAGENET_FILE: Final = "weights/inception_v3_imagenet_partial.npz"
 
 _log = logging.getLogger(__name__)
@@ -205,9 +211,43 @@ class _SeedOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
                 generator.state.assign(np.array([self._seed + i, epoch], dtype=generator.state.dtype))
 
 
-def _callbacks(folder: Path, batches: TrainingBatches, seed: int) -> list[keras.callbacks.Callback]:
-    return [
-        keras.callbacks.BackupAndRestore(str(folder / "backup"), save_freq="epoch"),
+def _worn_out(losses: list[float], patience: int) -> bool:
+    """Whether so many epochs have passed since the lowest validation loss."""
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+class _EarlyStopping(keras.callbacks.Callback):  # type: ignore[misc]
+    """Stops a run after so many epochs without a lower validation loss.
+
+    Unlike Keras's own it counts the epochs before a resume too: it reads them from the log.
+    """
+
+    def __init__(self, folder: Path, patience: int) -> None:
+        super().__init__()
+        self._losses = validation_losses(folder)
+        self._patience = patience
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # A finished run that is started again begins at epoch 0 beside its old log.
+        self._losses[epoch:] = [float((logs or {})["val_loss"])]
+        if _worn_out(self._losses, self._patience):
+            self.model.stop_training = True
+
+
+def _epochs(folder: Path, run: Experiment) -> int:
+    """Of the run, or those it has done if it was killed when it was about to stop early."""
+    backup = folder / BACKUP_FOLDER / "training_metadata.json"
+    if run.patience is None or not backup.is_file():
+        return run.epochs
+    done = int(json.loads(backup.read_text(encoding="utf-8"))["epoch"])
+    return done if _worn_out(validation_losses(folder)[:done], run.patience) else run.epochs
+
+
+def _callbacks(
+    folder: Path, batches: TrainingBatches, seed: int, patience: int | None = None
+) -> list[keras.callbacks.Callback]:
+    callbacks = [
+        keras.callbacks.BackupAndRestore(str(folder / BACKUP_FOLDER), save_freq="epoch"),
         _SeedOfEpoch(batches, seed),
         keras.callbacks.ModelCheckpoint(
             str(folder / WEIGHTS_FILE),
@@ -220,6 +260,12 @@ def _callbacks(folder: Path, batches: TrainingBatches, seed: int) -> list[keras.
         keras.callbacks.CSVLogger(str(folder / LOG_FILE), append=True),
         keras.callbacks.TerminateOnNaN(),
     ]
+    if patience is not None:
+        callbacks.append(_EarlyStopping(folder, patience))
+    # Keras writes these logs by TensorFlow, which in turn needs this package.
+    if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard") is not None:
+        callbacks.append(keras.callbacks.TensorBoard(str(folder / TENSORBOARD_FOLDER), write_graph=False))
+    return callbacks
 
 
 def main(
@@ -238,7 +284,8 @@ def main(
         The run's folder.
 
     Raises:
-        DatasetError: If the experiment, the data or what it starts from is missing.
+        DatasetError: If the experiment, the data or what it starts from is missing, or a group or a file is in two
+            splits.
     """
     if experiment not in EXPERIMENTS:
         raise DatasetError(f"expected one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
@@ -249,11 +296,12 @@ def main(
     if not resume:
         for old in (folder / WEIGHTS_FILE, folder / LOG_FILE, folder / RUN_FILE):
             old.unlink(missing_ok=True)
-        for old in sorted((folder / "backup").rglob("*"), reverse=True):
-            old.unlink() if old.is_file() else old.rmdir()
+        for old in (folder / BACKUP_FOLDER, folder / TENSORBOARD_FOLDER):
+            shutil.rmtree(old, ignore_errors=True)
 
     keras.utils.set_random_seed(run.seed)
     arrays = load(run, root, out / "cache")
+    refuse([*shared_groups(arrays.examples), *shared_files(arrays.examples, root)])
     model = build(run, training=True)
     initialise(model, run, root, out)
     optimizer = optimizer_of(run)
@@ -274,9 +322,9 @@ def main(
     validation = PlainBatches(arrays.of_split("val"), batch_size=4)
     model.fit(
         batches,
-        epochs=run.epochs,
+        epochs=_epochs(folder, run),
         validation_data=validation,
-        callbacks=_callbacks(folder, batches, run.seed),
+        callbacks=_callbacks(folder, batches, run.seed, run.patience),
         # Keras would shuffle the steps by Python's global generator, which a resume does not restore.
         shuffle=False,
         verbose=verbose if verbose is not None else (1 if sys.stdout.isatty() else 2),

@@ -20,6 +20,7 @@ from train.decision import fold_decision
 from train.evaluate import keras_predictor, measure, trained
 from train.experiments import Experiment
 from train.export import export
+from train.leaks import LEFT_OUT, by_source, clean_split
 from train.provenance import DataSource, Precision, Provenance
 
 CALIBRATION_SCANS: Final = 64
@@ -50,7 +51,7 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
         raise ExportError(f"expected a run that publishes a model, got {experiment.name}, which others start from")
     root = data.data_root(data_folder)
     arrays = fit.load(experiment, root, run.parent / "cache")
-    test = arrays.of_split("test")
+    test, leaks = clean_split(arrays, "test", root)
     masks = experiment.stream is not None
     fitted = {"fitted_on_validation": _fold(model, experiment, arrays.of_split("val"))}
     provenance = Provenance(
@@ -60,6 +61,7 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
         data_sources=data_sources(arrays, root),
         metrics={
             "split": TEST_SPLIT,
+            LEFT_OUT: by_source(leaks, "test"),
             **fitted,
             "keras_fp32": measure(experiment, test, keras_predictor(model, masks=masks)),
         },

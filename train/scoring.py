@@ -18,6 +18,7 @@ from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from train.batches import Arrays
 from train.data import UNKNOWN, Example
 from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix, expected_calibration_error
+from train.surface import TOLERANCE_PX, SurfaceScores, surface_scores
 from train.targets import Code, admissible_table, certain_and_known, class_names
 
 BOOTSTRAP_ROUNDS: Final = 1000
@@ -164,7 +165,9 @@ def score_manifestations(examples: Sequence[Example], answers: Float[np.ndarray,
 
 
 def score_segmentation(arrays: Arrays, masks: UInt8[np.ndarray, "n h w"], stream: str) -> dict[str, Json]:
-    """Dice and IoU of each class over the pixels where it is labelled, pooled and by slice.
+    """Dice, IoU and distances of outlines of each class over the pixels where it is labelled, pooled and by slice.
+
+    A pixel that is not labelled for a class is taken out of both masks, so an answer ends where the annotation does.
 
     Args:
         arrays: Images with codes.
@@ -182,14 +185,18 @@ def score_segmentation(arrays: Arrays, masks: UInt8[np.ndarray, "n h w"], stream
     result: dict[str, Json] = {}
     for class_id, name in enumerate(class_names(stream)[1:], start=1):
         known = sure[:, class_id]
-        counts = []
+        pairs = []
         for codes, mask in zip(arrays.codes, masks, strict=True):
             valid = known[codes]
-            counts.append(BinaryCounts.of(certain[codes, class_id] & valid, (mask == class_id) & valid))
+            pairs.append((certain[codes, class_id] & valid, (mask == class_id) & valid))
         # Slices whose source annotates this class at all: those of other datasets have no certain pixel of it.
-        sources = {e.source for e, c in zip(arrays.examples, counts, strict=True) if c.tp + c.fn}
+        sources = {e.source for e, (truth, _) in zip(arrays.examples, pairs, strict=True) if truth.any()}
         rows = [i for i, e in enumerate(arrays.examples) if e.source in sources]
-        result[name] = _class_scores([counts[i] for i in rows], [arrays.examples[i].group for i in rows])
+        groups = [arrays.examples[i].group for i in rows]
+        result[name] = {
+            **_class_scores([BinaryCounts.of(*pairs[i]) for i in rows], groups),
+            **_outline_scores([surface_scores(*pairs[i]) for i in rows], groups),
+        }
         if healthy.any():
             result[name]["marked_fraction_of_healthy_slices"] = float((masks[healthy] == class_id).mean())
     return dict(clean(result))
@@ -215,3 +222,17 @@ def _class_scores(counts: Sequence[BinaryCounts], groups: Sequence[str]) -> dict
         "precision": total.precision,
         "dice_of_marking_everything": everything.dice,
     }
+
+
+def _outline_scores(scores: Sequence[SurfaceScores], groups: Sequence[str]) -> dict[str, Json]:
+    """Means over the slices in which the class is annotated or answered; the others have no outline to compare."""
+    rows = [i for i, score in enumerate(scores) if math.isfinite(score.nsd)]
+    names = [groups[i] for i in rows]
+    result: dict[str, Json] = {"n_slices_with_outline": len(rows), "nsd_tolerance_px": TOLERANCE_PX}
+    for key, values in (
+        ("hd95_px", np.array([scores[i].hd95 for i in rows])),
+        ("nsd", np.array([scores[i].nsd for i in rows])),
+    ):
+        result[key] = float(values.mean()) if rows else math.nan
+        result[f"{key}_95"] = grouped_interval(names, lambda i, v=values: float(v[i].mean()))  # type: ignore[misc]
+    return result

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -128,6 +130,74 @@ def test_starting_anew_forgets_the_old_run(root, tiny, tmp_path):
     fit.main("tiny", root, tmp_path, verbose=0)
     run = fit.main("tiny", root, tmp_path, resume=False, verbose=0)
     assert len(fit.validation_losses(run)) == 3
+
+
+@pytest.fixture
+def impatient(tiny, monkeypatch: pytest.MonkeyPatch) -> experiments.Experiment:
+    """A run that gets worse from its third epoch on, and stops two epochs later."""
+    run = dataclasses.replace(tiny, epochs=9, patience=2)
+    monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": run})
+    monkeypatch.setattr("train.evaluate.EXPERIMENTS", {"tiny": run})
+    original = fit._callbacks
+
+    class _Losses(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            logs["val_loss"] = [5.0, 4.0, 6.0, 7.0, 1.0, 1.0, 1.0, 1.0, 1.0][epoch]
+
+    # Keras hands one dictionary of figures to all callbacks.
+    monkeypatch.setattr(fit, "_callbacks", lambda *a: [_Losses(), *original(*a)])
+    return run
+
+
+def test_a_run_stops_after_its_patience(root, impatient, tmp_path):
+    run = fit.main("tiny", root, tmp_path, verbose=0)
+    assert fit.validation_losses(run) == [5, 4, 6, 7]
+    assert json.loads((run / fit.RUN_FILE).read_text())["best_epoch"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("killed_after", [3, 4])
+def test_patience_outlives_a_resume(root, impatient, tmp_path, monkeypatch, killed_after):
+    whole = fit.main("tiny", root, tmp_path / "whole", verbose=0)
+
+    class _Killed(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch + 1 == killed_after:
+                raise KeyboardInterrupt
+
+    original = fit._callbacks
+    monkeypatch.setattr(fit, "_callbacks", lambda *a: [*original(*a), _Killed()])
+    with pytest.raises(KeyboardInterrupt):
+        fit.main("tiny", root, tmp_path / "broken", verbose=0)
+    monkeypatch.setattr(fit, "_callbacks", original)
+    broken = fit.main("tiny", root, tmp_path / "broken", verbose=0)
+    assert fit.validation_losses(broken) == fit.validation_losses(whole) == [5, 4, 6, 7]
+    assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
+
+
+def test_without_patience_a_run_ends_with_its_last_epoch(root, impatient, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": dataclasses.replace(impatient, patience=None)})
+    assert len(fit.validation_losses(fit.main("tiny", root, tmp_path, verbose=0))) == 9
+
+
+def test_no_shipped_run_stops_early():
+    assert {run.patience for run in experiments.EXPERIMENTS.values()} == {None}
+
+
+def test_logs_for_tensorboard_are_written_where_it_is_installed(root, tiny, tmp_path):
+    run = fit.main("tiny", root, tmp_path, verbose=0)
+    installed = importlib.util.find_spec("tensorboard") is not None
+    assert (run / fit.TENSORBOARD_FOLDER).is_dir() == installed
+    if installed:
+        assert {f.parent.name for f in (run / fit.TENSORBOARD_FOLDER).rglob("events.*")} == {"train", "validation"}
+
+
+def test_a_scan_in_two_splits_stops_a_run(root, tiny, tmp_path, monkeypatch):
+    listed = fit.examples_of(tiny, root)
+    moved = dataclasses.replace(listed[0], split="val" if listed[0].split != "val" else "test")
+    monkeypatch.setattr(fit, "examples_of", lambda *_: [*listed, moved])
+    with pytest.raises(DatasetError, match=re.escape(listed[0].path)):
+        fit.main("tiny", root, tmp_path, verbose=0)
 
 
 def test_an_unknown_experiment_lists_the_known_ones(tmp_path):

@@ -76,3 +76,32 @@ def test_segmentation_counts_annotated_pixels_only():
     assert figures["ground_glass"]["dice"] == pytest.approx(2 * 16 / (2 * 16 + 16), abs=1e-4)
     assert figures["ground_glass"]["n_slices"] == 1
     assert figures["pleural_effusion"]["dice"] == 1.0
+
+
+def test_outlines_are_compared_where_the_class_is_annotated_only():
+    medseg = [_example(i, "ct", (), "medseg", ((0, Code.MEDSEG_BACKGROUND), (1, Code.GROUND_GLASS))) for i in range(3)]
+    effusion = _example(3, "ct", (), "nsclc", ((0, Code.EFFUSION_BACKGROUND), (3, Code.PLEURAL_EFFUSION)))
+    codes = np.zeros((4, 30, 40), np.uint8)
+    codes[:2, 5:15, 5:15] = Code.GROUND_GLASS
+    codes[3] = Code.EFFUSION_BACKGROUND
+    masks = np.zeros((4, 30, 40), np.uint8)
+    masks[0, 5:15, 5:15] = 1  # right; slice 1 is missed, slice 2 has no outline on either side
+    masks[3, 20:] = 1  # ground-glass where nobody looked for it
+    figures = score_segmentation(Arrays([*medseg, effusion], np.zeros_like(codes), codes), masks, "all")["ground_glass"]
+    assert figures["n_slices"] == 3
+    assert figures["n_slices_with_outline"] == 2
+    assert figures["hd95_px"] == (0 + 50) / 2
+    assert figures["nsd"] == 0.5
+    assert figures["nsd_95"] == [0, 1]
+
+
+def test_pixels_without_an_annotation_are_in_neither_outline():
+    infection = ((0, Code.INFECTION_BACKGROUND), (255, Code.INFECTION))
+    examples = [_example(0, "ct", (), "s", ((0, Code.MEDSEG_BACKGROUND), (1, Code.GROUND_GLASS), *infection))]
+    codes = np.zeros((1, 40, 40), np.uint8)
+    codes[0, 10:20, 10:20] = Code.GROUND_GLASS
+    codes[0, 20:30, 10:20] = Code.INFECTION
+    masks = np.zeros((1, 40, 40), np.uint8)
+    masks[0, 10:30, 10:20] = 1
+    figures = score_segmentation(Arrays(examples, np.zeros_like(codes), codes), masks, "ground_glass")["ground_glass"]
+    assert (figures["hd95_px"], figures["nsd"]) == (0, 1)
