@@ -126,6 +126,8 @@ _RUNS: Final = (
         batch_size=16,
         learning_rate=1e-4,
         warmup_steps=70,
+        expect="X-ray accuracy 0.79 of four classes, CT AUC 0.85",
+        cost="0.4 h",
     ),
     Experiment(
         name="manifestations_first",
@@ -137,6 +139,8 @@ _RUNS: Final = (
         steps_per_epoch=20,
         batch_size=16,
         learning_rate=1e-3,
+        expect="AUC 1.00 / 0.98 / 0.99",
+        cost="0.15 h",
     ),
     _stream(
         "all",

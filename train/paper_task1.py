@@ -14,6 +14,7 @@ are the pooled outputs of `FEATURE_LAYERS`, the deepest that are whole.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,4 +292,6 @@ def main(data_folder: Path | None, out: Path, report: Path = REPORT_FILE) -> dic
             i for i, e in enumerate(examples) if e.modality in recipe.modalities and _diagnosis(e) in recipe.classes
         ]
         results[recipe.name] = run(recipe, [examples[i] for i in rows], features[rows, : 1 + recipe.copies])
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

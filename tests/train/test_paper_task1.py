@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from serving import phantom
+from train import data, paper_task1
 from train.data import Example
 from train.paper_task1 import RECIPES, Recipe, balanced_rows, bottleneck, retrain_last_layer, run, split
 
@@ -92,6 +95,25 @@ def test_features_are_of_the_scan_and_its_seeded_copies() -> None:
     np.testing.assert_allclose(features[:, 0, 0], scans.mean(axis=(1, 2)), atol=1)
     assert len(np.unique(features[:, :, 0])) == 6
     np.testing.assert_array_equal(bottleneck(scans[:1], network, copies=2), features[:1])
+
+
+def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    examples = [*_examples(40), *_examples(20, "ct")]
+    # A scan's brightness is its diagnosis.
+    images = np.stack([np.full((64, 64), 220 if e.target[0] else 30, np.uint8) for e in examples])
+    image = keras.Input((299, 299, 3), dtype="uint8")
+    network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image)))
+    monkeypatch.setattr(paper_task1, "frozen_network", lambda _: (network, "digest"))
+    monkeypatch.setattr(data, "recognition", lambda _: examples)
+    monkeypatch.setattr(data, "load_all", lambda *_, **__: (images, None))
+    monkeypatch.setattr(data, "fingerprint", lambda *_: "fingerprint")
+    (tmp_path / "cache").mkdir()
+    figures = paper_task1.main(tmp_path, tmp_path, tmp_path / "docs" / "task1.json")
+    assert json.loads((tmp_path / "docs" / "task1.json").read_text()) == figures
+    assert set(figures) == {recipe.name for recipe in RECIPES}
+    assert figures["task1_2_both"]["patients"]["accuracy"] > 0.9
+    assert figures["task1_2_both"]["patients"]["n_test"] == 10
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["bottleneck-fingerprint-digest-2.npy"]
 
 
 def test_recipes_are_the_papers() -> None:
