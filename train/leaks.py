@@ -81,10 +81,16 @@ def shared_groups(examples: Sequence[Example]) -> list[Leak]:
 
 
 def shared_files(examples: Sequence[Example], root: Path) -> list[Leak]:
-    """Files of the same bytes (SHA-256) in more than one split, each pair of splits named by its first scans."""
-    buckets: dict[str, list[Example]] = defaultdict(list)
+    """Files of the same bytes (SHA-256) in more than one split, each pair of splits named by its first scans.
+
+    Of a volume, each slice counts as a file of its own.
+    """
+    buckets: dict[tuple[str, int | None], list[Example]] = defaultdict(list)
+    digests: dict[str, str] = {}
     for example in examples:
-        buckets[hashlib.sha256((root / example.path).read_bytes()).hexdigest()].append(example)
+        if example.path not in digests:
+            digests[example.path] = hashlib.sha256((root / example.path).read_bytes()).hexdigest()
+        buckets[digests[example.path], example.slice_index].append(example)
     return _one_a_split("file", buckets.values())
 
 

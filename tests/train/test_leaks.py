@@ -65,6 +65,14 @@ def test_the_same_bytes_are_found_across_splits_only(tmp_path):
         refuse(leaks)
 
 
+def test_slices_of_a_volume_are_files_of_their_own(tmp_path):
+    (tmp_path / "v").write_bytes(b"volume")
+    slices = [dataclasses.replace(_example("v", s), slice_index=i) for i, s in enumerate(("train", "test"))]
+    assert shared_files(slices, tmp_path) == []
+    twice = [*slices, dataclasses.replace(slices[0], split="val")]
+    assert [{k.a.split, k.b.split} for k in shared_files(twice, tmp_path)] == [{"train", "val"}]
+
+
 def test_nothing_is_refused_where_nothing_leaks():
     refuse([])
 

@@ -112,7 +112,7 @@ def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.
     assert json.loads((tmp_path / "docs" / "task1.json").read_text()) == figures
     assert set(figures) == {recipe.name for recipe in RECIPES}
     assert figures["task1_2_both"]["patients"]["accuracy"] > 0.9
-    assert figures["task1_2_both"]["patients"]["n_test"] == 10
+    assert figures["task1_2_xray"]["patients"]["n_test"] == 10
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["bottleneck-fingerprint-digest-2.npy"]
 
 
