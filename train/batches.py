@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Num, UInt8
 
 from serving.errors import DatasetError
 from train.augmentation import Augmentation, jitter, random_affine, warp
@@ -48,6 +48,16 @@ class Arrays:
 def in_three_channels(images: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
     """Grey as the models take it."""
     return np.repeat(images[..., None], 3, axis=-1)
+
+
+def in_batches(
+    predict: Callable[[UInt8[np.ndarray, "n h w 3"]], Any],
+    images: UInt8[np.ndarray, "n h w"] | Sequence[UInt8[np.ndarray, "h w"]],
+    size: int,
+) -> Num[np.ndarray, "n ..."]:
+    """A model's answers for grey images, asked for `size` at a time."""
+    starts = range(0, len(images), size)
+    return np.concatenate([np.asarray(predict(in_three_channels(np.asarray(images[i : i + size])))) for i in starts])
 
 
 def sampling_weights(examples: Sequence[Example], mixture: Mapping[str, float]) -> Float64[np.ndarray, " n"]:

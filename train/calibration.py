@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, softmax
 
-from train.batches import Arrays, in_three_channels
+from train.batches import Arrays, in_batches
 from train.data import UNKNOWN
 
 LOGITS_LAYER: Final = "logits"
@@ -67,11 +67,7 @@ def fit_platt(logits: Float[np.ndarray, " n"], present: Float[np.ndarray, " n"])
 
 def _logits(model: keras.Model, arrays: Arrays) -> Float[np.ndarray, "n outputs"]:
     head = keras.Model(model.input, model.get_layer(LOGITS_LAYER).output)
-    parts = [
-        np.asarray(head.predict_on_batch(in_three_channels(arrays.images[i : i + _BATCH])))
-        for i in range(0, len(arrays.examples), _BATCH)
-    ]
-    return np.concatenate(parts, dtype=np.float64)
+    return in_batches(head.predict_on_batch, arrays.images, _BATCH).astype(np.float64)
 
 
 def _rescale(model: keras.Model, slopes: Float[np.ndarray, " k"], intercepts: Float[np.ndarray, " k"]) -> None:

@@ -14,7 +14,8 @@ from serving.errors import DatasetError, ScanError
 from serving.labels import Modality
 from serving.scans import decode
 from train.data import Example
-from train.listing import IMAGE_SUFFIXES, Listing, abridged, admissible, with_splits
+from train.listing import IMAGE_SUFFIXES, Listing, abridged, with_splits
+from train.targets import admissible
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "covid": ("covid19",),

@@ -25,7 +25,8 @@ from serving.pipeline import MODEL_HW
 from serving.preprocessing import preprocess
 from serving.scans import decode, from_hu
 from train import nifti
-from train.targets import Code
+from train.digest import sha256_of
+from train.targets import Code, admissible
 
 Split = Literal["train", "val", "test"]
 Task = Literal["recognition", "manifestations", "segmentation", "nodules"]
@@ -79,6 +80,11 @@ class Example:
     # Not in the representation: fingerprints of datasets without volumes stay as they were published.
     slice_index: int | None = field(default=None, repr=False)
 
+    @property
+    def name(self) -> str:
+        """What tells it from the other scans of a listing: its path, and of a volume the slice too."""
+        return self.path if self.slice_index is None else f"{self.path}[{self.slice_index}]"
+
 
 def data_root(root: Path | None = None) -> Path:
     """The folder of real scans: the argument, ``LUNGSTREAMS_DATA``, or ``../shared/data`` beside the repository.
@@ -112,8 +118,8 @@ def _rows(root: Path, folder: str) -> list[dict[str, str]]:
 def _diagnosis_target(label: str) -> tuple[float, ...]:
     if label == "non_covid19":
         # Only known not to be COVID-19: the other three are admissible (`train.losses`).
-        return tuple(float(name != "covid19") for name in DIAGNOSIS_NAMES)
-    return tuple(float(name == label) for name in DIAGNOSIS_NAMES)
+        return admissible(set(DIAGNOSIS_NAMES) - {"covid19"})
+    return admissible([label])
 
 
 def recognition(root: Path) -> list[Example]:
@@ -250,7 +256,7 @@ def fingerprint(examples: Iterable[Example], root: Path) -> str:
                 digest.update((root / name).read_bytes())
                 continue
             if name not in volumes:
-                volumes[name] = nifti.file_digest(root / name)
+                volumes[name] = bytes.fromhex(sha256_of(root / name))
             digest.update(f"[{example.slice_index}]".encode() + volumes[name])
     return digest.hexdigest()
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from train.batches import Arrays, in_three_channels
+from train.batches import Arrays, in_batches
 from train.deeplab import CLASSIFIER_LAYER
 from train.metrics import BinaryCounts
 from train.targets import admissible_table, certain_and_known
@@ -62,11 +62,8 @@ def fold_decision(model: keras.Model, validation: Arrays, stream: str) -> list[f
     """
     if validation.codes is None:
         raise ValueError("expected arrays with codes, got none")
-    logits = np.concatenate(
-        [
-            np.asarray(model.predict_on_batch(in_three_channels(image[None])))[:, ::_STRIDE_PX, ::_STRIDE_PX]
-            for image in validation.images
-        ]
+    logits = in_batches(
+        lambda image: np.asarray(model.predict_on_batch(image))[:, ::_STRIDE_PX, ::_STRIDE_PX], validation.images, 1
     )
     biases = choose_biases(logits, validation.codes[:, ::_STRIDE_PX, ::_STRIDE_PX], stream)
     classifier = model.get_layer(CLASSIFIER_LAYER)

@@ -6,7 +6,6 @@ Nothing here was checked at the origins: licences are as known, and an address m
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
 import urllib.error
@@ -19,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from serving.errors import DatasetError
+from train.digest import sha256_of
 
 if TYPE_CHECKING:
     from train.data import Task
@@ -81,14 +81,14 @@ class Origin:
 
 
 _FIGSHARE: Final = "https://figshare.com/ndownloader/files/"
-_MASKS: Final[tuple[Task, ...]] = ("manifestations", "segmentation")
-_DIAGNOSES: Final[tuple[Task, ...]] = ("recognition",)
+MASK_TASKS: Final[tuple[Task, ...]] = ("manifestations", "segmentation")
+DIAGNOSIS_TASKS: Final[tuple[Task, ...]] = ("recognition",)
 
 _ORIGINS: Final = (
     Origin(
         "medseg100",
         "100 CT slices with ground-glass, consolidation and effusion drawn in (the paper's dataset 1)",
-        _MASKS,
+        MASK_TASKS,
         AS_STATED,
         "https://medicalsegmentation.com/covid19/",
         (
@@ -99,7 +99,7 @@ _ORIGINS: Final = (
     Origin(
         "medseg9",
         "nine whole CT scans of Radiopaedia with the same three drawn in",
-        _MASKS,
+        MASK_TASKS,
         f"{AS_STATED}; Radiopaedia's own terms are non-commercial",
         "https://medicalsegmentation.com/covid19/",
         (
@@ -110,7 +110,7 @@ _ORIGINS: Final = (
     Origin(
         "ieee8023",
         "radiographs and CT slices of COVID-19 and other pneumonias, from publications",
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         "one for each image in metadata.csv, some non-commercial, many not stated",
         "https://github.com/ieee8023/covid-chestxray-dataset",
         (
@@ -125,7 +125,7 @@ _ORIGINS: Final = (
     Origin(
         "rsna",
         "RSNA Pneumonia Detection Challenge 2018: radiographs as DICOM, normal or with opacities",
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         f"RSNA's terms of use with attribution, {AS_STATED}",
         "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
         by_hand="it needs an account at Kaggle and a yes to the challenge's rules",
@@ -133,7 +133,7 @@ _ORIGINS: Final = (
     Origin(
         "radiography",
         "COVID-19 Radiography Database: a folder per class of radiographs",
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         AS_STATED,
         "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
         by_hand="it needs an account at Kaggle",
@@ -141,7 +141,7 @@ _ORIGINS: Final = (
     Origin(
         "kermany",
         "children's radiographs: normal, viral and bacterial pneumonia",
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         f"CC BY 4.0, {AS_STATED}",
         "https://data.mendeley.com/datasets/rscbjbr9sj/2",
         by_hand="its archive has to be sorted into a folder per class, with one for each person, first",
@@ -241,13 +241,10 @@ def _verify(file: RemoteFile, partial: Path, seen: Path) -> None:
         raise DatasetError(f"{file.url}: expected {file.size_bytes:,} bytes, got {size:,}")
     if file.sha256 is None:
         return
-    digest = hashlib.sha256()
-    with partial.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
+    digest = sha256_of(partial)
+    if digest != file.sha256:
         _forget(partial, seen)
-        raise DatasetError(f"{file.url}: expected a file of SHA-256 {file.sha256}, got {digest.hexdigest()}")
+        raise DatasetError(f"{file.url}: expected a file of SHA-256 {file.sha256}, got {digest}")
 
 
 def _unpack(file: RemoteFile, out: Path) -> None:

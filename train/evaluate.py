@@ -21,13 +21,13 @@ from serving import pipeline
 from serving.errors import DatasetError
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
-from train.batches import Arrays, in_three_channels
+from train.batches import Arrays, in_batches
 from train.experiments import EXPERIMENTS, Experiment
-from train.leaks import LEFT_OUT, Leak, by_source, clean_split, leaks_markdown
+from train.leaks import LEFT_OUT, Leak, by_source, clean_split
 from train.paper_task1 import REPORT_FILE
 from train.parity import gate_inputs, open_session
 from train.provenance import FILE_NAME, Provenance
-from train.report import results_markdown
+from train.report import leaks_markdown, results_markdown
 from train.scoring import score_manifestations, score_recognition, score_segmentation
 
 Predictor = Callable[[UInt8[np.ndarray, "n 512 512 3"]], Num[np.ndarray, "n ..."]]
@@ -72,9 +72,7 @@ def measure(experiment: Experiment, arrays: Arrays, predict: Predictor) -> dict[
     Returns:
         Plain JSON; see `train.scoring`.
     """
-    answers = np.concatenate(
-        [predict(in_three_channels(arrays.images[i : i + _BATCH])) for i in range(0, len(arrays.examples), _BATCH)]
-    )
+    answers = in_batches(predict, arrays.images, _BATCH)
     if experiment.task == "recognition":
         return score_recognition(arrays.examples, answers)
     if experiment.task == "manifestations":

@@ -28,7 +28,7 @@ from train.batches import Arrays, PlainBatches, TrainingBatches
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
-from train.leaks import refuse, shared_files, shared_groups
+from train.leaks import refuse_mistakes
 from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
 from train.targets import admissible_table, class_names
@@ -142,7 +142,7 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     if experiment.init_from is None:
         return
     if experiment.init_from == IMAGENET:
-        report = load_imagenet_partial(model, _imagenet_file(root))
+        report = load_imagenet_partial(model, imagenet_file(root))
         _log.info("ImageNet weights: %s", report)
         return
     weights = runs / experiment.init_from / WEIGHTS_FILE
@@ -157,7 +157,7 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     _log.info("from %s; fresh: %s", experiment.init_from, fresh or "none")
 
 
-def _imagenet_file(root: Path) -> Path:
+def imagenet_file(root: Path) -> Path:
     """The ImageNet weights, which a dataset as its origin gives it does not hold: then those beside our own scans."""
     here = root / IMAGENET_FILE
     if here.is_file():
@@ -301,7 +301,7 @@ def main(
 
     keras.utils.set_random_seed(run.seed)
     arrays = load(run, root, out / "cache")
-    refuse([*shared_groups(arrays.examples), *shared_files(arrays.examples, root)])
+    refuse_mistakes(arrays.examples, root)
     model = build(run, training=True)
     initialise(model, run, root, out)
     optimizer = optimizer_of(run)

@@ -13,7 +13,8 @@ from typing import Final
 from serving.errors import DatasetError
 from serving.labels import Modality
 from train.data import Example
-from train.listing import IMAGE_SUFFIXES, Listing, abridged, admissible, read_table, with_splits
+from train.listing import IMAGE_SUFFIXES, Listing, abridged, read_table, with_splits
+from train.targets import admissible
 
 TABLE: Final = "metadata.csv"
 IMAGES: Final = "images"

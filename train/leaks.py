@@ -8,9 +8,8 @@ The first two are mistakes in the listing and stop a run. Look-alikes come with 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxtyping import Float32, UInt8
 from serving.errors import DatasetError
 from train.batches import Arrays
 from train.data import Example
+from train.digest import sha256_of
 
 Kind = Literal["group", "file", "look"]
 
@@ -60,7 +60,7 @@ class Leak:
     correlation: float = 1.0
 
     def __str__(self) -> str:
-        sides = " and ".join(f"{e.path} ({e.split})" for e in (self.a, self.b))
+        sides = " and ".join(f"{e.name} ({e.split})" for e in (self.a, self.b))
         return f"{self.kind} {self.a.group}: {sides}" if self.kind == "group" else f"{self.kind}: {sides}"
 
 
@@ -89,7 +89,7 @@ def shared_files(examples: Sequence[Example], root: Path) -> list[Leak]:
     digests: dict[str, str] = {}
     for example in examples:
         if example.path not in digests:
-            digests[example.path] = hashlib.sha256((root / example.path).read_bytes()).hexdigest()
+            digests[example.path] = sha256_of(root / example.path)
         buckets[digests[example.path], example.slice_index].append(example)
     return _one_a_split("file", buckets.values())
 
@@ -104,6 +104,15 @@ def refuse(leaks: Sequence[Leak]) -> None:
         named = "; ".join(str(leak) for leak in leaks[:_MESSAGE_PAIRS])
         more = f"; and {len(leaks) - _MESSAGE_PAIRS} more" if len(leaks) > _MESSAGE_PAIRS else ""
         raise DatasetError(f"expected no scan on both sides of a split, got {len(leaks)}: {named}{more}")
+
+
+def refuse_mistakes(examples: Sequence[Example], root: Path) -> None:
+    """Stop where a group or a file is in two splits.
+
+    Raises:
+        DatasetError: If so; it names the pairs.
+    """
+    refuse([*shared_groups(examples), *shared_files(examples, root)])
 
 
 def _shrink(images: Iterable[UInt8[np.ndarray, "h w"]], side_px: int) -> UInt8[np.ndarray, "n side side"]:
@@ -188,47 +197,18 @@ def clean_split(arrays: Arrays, split: str, root: Path) -> tuple[Arrays, list[Le
     Raises:
         DatasetError: If a group or a file is in two splits.
     """
-    refuse([*shared_groups(arrays.examples), *shared_files(arrays.examples, root)])
+    refuse_mistakes(arrays.examples, root)
     leaks = lookalikes(arrays.examples, arrays.images)
-    out = {example.path for example in sides(leaks, split)}
-    keep = [i for i, e in enumerate(arrays.examples) if e.split == split and e.path not in out]
+    out = {example.name for example in sides(leaks, split)}
+    keep = [i for i, e in enumerate(arrays.examples) if e.split == split and e.name not in out]
     return arrays.select(keep), leaks
 
 
 def sides(leaks: Sequence[Leak], split: str) -> list[Example]:
     """The scans of one split that are part of a leak, each once."""
-    return list({e.path: e for leak in leaks for e in (leak.a, leak.b) if e.split == split}.values())
+    return list({e.name: e for leak in leaks for e in (leak.a, leak.b) if e.split == split}.values())
 
 
 def by_source(leaks: Sequence[Leak], split: str) -> dict[str, int]:
     """How many scans of a split are part of a leak, by source."""
     return dict(sorted(Counter(e.source for e in sides(leaks, split)).items()))
-
-
-_HEAD = f"""# Look-alikes across splits
-
-Written by the audit (`train/leaks.py`) over what is listed in `train/data.py`. No group and no file is in two splits.
-These pairs are in two splits and look alike: copies, or slices of one patient from sources that give no patient ids.
-`lungstreams evaluate` leaves the test scans among them out. *Correlation*: of details, after an affine alignment;
-{LOOK_CORRELATION:.2f} and more is listed. Slices of one patient that look less alike are not found.
-"""
-
-
-def leaks_markdown(leaks: Mapping[str, Sequence[Leak]]) -> str:
-    """The report on look-alikes.
-
-    Args:
-        leaks: By listing.
-    """
-    parts = [_HEAD]
-    for name, found in leaks.items():
-        parts.append(f"## {name}\n")
-        if not found:
-            parts.append("None.\n")
-            continue
-        counts = ", ".join(f"{source}: {n}" for source, n in by_source(found, "test").items())
-        parts.append(f"{len(found)} pairs. Test scans left out: {counts or 'none'}.\n")
-        rows = [f"| {k.correlation:.3f} | {k.a.path} | {k.a.split} | {k.b.path} | {k.b.split} |" for k in found]
-        header = "| correlation | scan | split | looks like | split |\n| --- | --- | --- | --- | --- |"
-        parts.append("\n".join([header, *rows]) + "\n")
-    return "\n".join(parts)

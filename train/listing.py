@@ -1,16 +1,15 @@
-"""What the readers of single origins share: a listing, splits by group, targets from names."""
+"""What the readers of single origins share: a listing, splits by group, tables."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from serving.errors import DatasetError
-from serving.labels import DIAGNOSIS_NAMES
 from train.data import TEST_PERCENT, VAL_PERCENT, Example, Split, split_of
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
@@ -60,11 +59,6 @@ def with_splits(examples: Iterable[Example]) -> tuple[Example, ...]:
     for source in sorted({example.source for example in given}):
         sides.update(splits_of(example.group for example in given if example.source == source))
     return tuple(replace(example, split=sides[example.group]) for example in given)
-
-
-def admissible(names: Collection[str]) -> tuple[float, ...]:
-    """A target that leaves these diagnoses open and rules the others out, as `train.losses` takes it."""
-    return tuple(float(name in names) for name in DIAGNOSIS_NAMES)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ is not consulted: volumes that were put together from single pictures have none 
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,6 @@ from nibabel.filebasedimages import ImageFileError
 
 from serving.errors import DatasetError
 
-_CHUNK_BYTES: Final = 2**20
 _KEPT_VOLUMES: Final = 2
 """An image and its mask. A volume of 512 x 512 x 100 takes 100 MiB, and seconds to unpack."""
 
@@ -78,15 +76,6 @@ def pixel_counts(path: Path, n_classes: int) -> Num[np.ndarray, "slices classes"
 def minimum(path: Path) -> float:
     """The lowest value of a volume."""
     return float(np.nanmin(_volume(path, path.stat().st_mtime_ns)))
-
-
-def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.digest()
 
 
 def _open(path: Path) -> Any:

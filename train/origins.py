@@ -18,12 +18,11 @@ from serving.errors import DatasetError
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from train import class_folders, data, ieee8023, medicalsegmentation, rsna
 from train.data import Example, Split, Task
+from train.downloads import DIAGNOSIS_TASKS, MASK_TASKS, ORIGINS
 from train.listing import Listing, abridged
 
 CURATED: Final = "our own folder"
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
-_MASKS: Final[tuple[Task, ...]] = ("manifestations", "segmentation")
-_DIAGNOSES: Final[tuple[Task, ...]] = ("recognition",)
 
 _log = logging.getLogger(__name__)
 
@@ -54,32 +53,32 @@ LAYOUTS: Final = (
         "medicalsegmentation.com",
         f"{' and '.join(medicalsegmentation.SLICES)}, or {'/ and '.join(medicalsegmentation.SCANS)}/",
         (*medicalsegmentation.SLICES, *medicalsegmentation.SCANS),
-        _MASKS,
+        MASK_TASKS,
         medicalsegmentation.read,
-        "as stated at the origin, check there; Radiopaedia's own terms are non-commercial",
+        ORIGINS["medseg9"].licence,
     ),
     Layout(
         "ieee8023",
         f"{ieee8023.TABLE} and {ieee8023.IMAGES}/",
         (ieee8023.TABLE,),
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         ieee8023.read,
-        "a licence for each image in metadata.csv, some non-commercial, many not stated",
+        ORIGINS["ieee8023"].licence,
     ),
     Layout(
         "RSNA Pneumonia Detection Challenge",
         f"{rsna.IMAGES}/, {rsna.LABELS} and {rsna.CLASSES}",
         (rsna.IMAGES, rsna.LABELS, rsna.CLASSES),
-        _DIAGNOSES,
+        DIAGNOSIS_TASKS,
         rsna.read,
-        "RSNA's terms of use with attribution, as stated at the origin, check there",
+        ORIGINS["rsna"].licence,
     ),
 )
 CLASS_FOLDERS: Final = Layout(
     "a folder per class",
     "folders named covid, normal, viral_pneumonia, bacterial_pneumonia, ...",
     (),
-    _DIAGNOSES,
+    DIAGNOSIS_TASKS,
     class_folders.read,
     "not known: that of wherever the folders came from",
 )

@@ -13,7 +13,6 @@ are the pooled outputs of `FEATURE_LAYERS`, the deepest that are whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ import keras
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from serving.errors import DatasetError
 from serving.labels import DIAGNOSIS_NAMES, Modality
 from train import data, fit
 from train.augmentation import Augmentation, random_affine, warp
-from train.batches import in_three_channels
+from train.batches import in_batches
 from train.data import Example
+from train.digest import sha256_of
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
 from train.scoring import clean, grouped_interval
@@ -84,20 +83,15 @@ AUGMENTATION: Final = Augmentation(rotation_deg=15, translation=0.1, zoom=0.1, s
 """Rotation, translation, zoom and shear, as the paper names them; it gives no amounts."""
 
 
-def frozen_network(weights: Path) -> tuple[keras.Model, str]:
+def frozen_network(weights: Path) -> keras.Model:
     """Inception-v3 with ImageNet weights, from ``uint8 (n, 299, 299, 3)`` to pooled features.
 
     Args:
         weights: The partial npz.
 
-    Returns:
-        The network, and a digest of its weights' file.
-
     Raises:
-        DatasetError: If the file is missing, or one of the layers that features need is not in it.
+        DatasetError: If the file is not that of an Inception-v3.
     """
-    if not weights.is_file():
-        raise DatasetError(f"expected ImageNet weights at {weights}, found none")
     config = InceptionV3Config(n_classes=4, input_hw=(INPUT_PX, INPUT_PX), batch_norm=False)
     network = build_inception_v3(config)
     load_imagenet_partial(network, weights)
@@ -105,8 +99,7 @@ def frozen_network(weights: Path) -> tuple[keras.Model, str]:
         keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled")(network.get_layer(name).output)
         for name in FEATURE_LAYERS
     ]
-    features = keras.Model(network.input, keras.layers.Concatenate(name="bottleneck")(pooled), name="bottleneck")
-    return features, hashlib.sha256(weights.read_bytes()).hexdigest()
+    return keras.Model(network.input, keras.layers.Concatenate(name="bottleneck")(pooled), name="bottleneck")
 
 
 def bottleneck(
@@ -130,11 +123,8 @@ def bottleneck(
         for k in range(copies):
             rng = np.random.default_rng([seed, i, k])
             views.append(_resized(warp(image, random_affine(rng, AUGMENTATION, size_px, size_px), size_px)))
-    parts = [
-        np.asarray(network.predict_on_batch(in_three_channels(np.stack(views[i : i + _BATCH]))))
-        for i in range(0, len(views), _BATCH)
-    ]
-    return np.concatenate(parts, dtype=np.float32).reshape(len(images), 1 + copies, -1)
+    features = in_batches(network.predict_on_batch, views, _BATCH)
+    return features.astype(np.float32).reshape(len(images), 1 + copies, -1)
 
 
 def _resized(image: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "299 299"]:
@@ -276,14 +266,14 @@ def main(data_folder: Path | None, out: Path, report: Path = REPORT_FILE) -> dic
         DatasetError: If the scans or the ImageNet weights are missing.
     """
     root = data.data_root(data_folder)
-    network, digest = frozen_network(root / fit.IMAGENET_FILE)
+    weights = fit.imagenet_file(root)
     examples = [e for e in data.recognition(root) if sum(e.target) == 1]
     n = max(recipe.copies for recipe in RECIPES)
     images, _ = data.load_all(examples, root, out / "cache", masks=False)
-    path = out / "cache" / f"bottleneck-{data.fingerprint(examples, root)[:16]}-{digest[:8]}-{n}.npy"
+    path = out / "cache" / f"bottleneck-{data.fingerprint(examples, root)[:16]}-{sha256_of(weights)[:8]}-{n}.npy"
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
-        np.save(partial, bottleneck(images, network, n))
+        np.save(partial, bottleneck(images, frozen_network(weights), n))
         partial.rename(path)
     features = np.load(path)
     results = {}

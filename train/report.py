@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
-from train.leaks import LEFT_OUT
+from train.leaks import LEFT_OUT, LOOK_CORRELATION, Leak, by_source
 from train.provenance import Provenance
 from train.surface import TOLERANCE_PX
 
@@ -19,6 +19,15 @@ Written by `lungstreams evaluate`: the published graphs, as ONNX Runtime compute
 is by patient or by the smallest group that a source lets us tell (`train/data.py`); the CT sources SARS-CoV-2, MosMed
 and `ho` give no patient ids, so there it is by slice. Brackets are 95 % bootstrap intervals over groups.
 Research use only.
+"""
+
+
+_LEAKS_HEAD = f"""# Look-alikes across splits
+
+Written by the audit (`train/leaks.py`) over what is listed in `train/data.py`. No group and no file is in two splits.
+These pairs are in two splits and look alike: copies, or slices of one patient from sources that give no patient ids.
+`lungstreams evaluate` leaves the test scans among them out. *Correlation*: of details, after an affine alignment;
+{LOOK_CORRELATION:.2f} and more is listed. Slices of one patient that look less alike are not found.
 """
 
 
@@ -218,6 +227,25 @@ def _left_out(results: Mapping[str, Figures]) -> str:
         " a source without patient ids. No figure above counts them; [leaks.md](leaks.md) names them.\n\n"
     )
     return text + (_table(["model", "source", "test scans"], rows) if rows else "None.\n")
+
+
+def leaks_markdown(leaks: Mapping[str, Sequence[Leak]]) -> str:
+    """`docs/leaks.md`: the report on look-alikes.
+
+    Args:
+        leaks: By listing.
+    """
+    parts = [_LEAKS_HEAD]
+    for name, found in leaks.items():
+        parts.append(f"## {name}\n")
+        if not found:
+            parts.append("None.\n")
+            continue
+        counts = ", ".join(f"{source}: {n}" for source, n in by_source(found, "test").items())
+        parts.append(f"{len(found)} pairs. Test scans left out: {counts or 'none'}.\n")
+        rows = [[f"{k.correlation:.3f}", k.a.name, k.a.split, k.b.name, k.b.split] for k in found]
+        parts.append(_table(["correlation", "scan", "split", "looks like", "split"], rows))
+    return "\n".join(parts)
 
 
 def _models(provenances: Mapping[str, Provenance]) -> str:

@@ -14,7 +14,8 @@ from typing import Final
 
 from serving.errors import DatasetError
 from train.data import Example
-from train.listing import Listing, abridged, admissible, read_table, with_splits
+from train.listing import Listing, abridged, read_table, with_splits
+from train.targets import admissible
 
 IMAGES: Final = "stage_2_train_images"
 LABELS: Final = "stage_2_train_labels.csv"

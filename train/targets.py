@@ -7,12 +7,13 @@ effusion was put to background by the source, and in the effusion slices nobody 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import IntEnum
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from serving.labels import ALL_STREAM, MANIFESTATION_NAMES
+from serving.labels import ALL_STREAM, DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 
 UNLABELLED_WEIGHT = 0.1
 """Weight of a class that was not annotated, where background was drawn. Above 0, since it may be there; below 1,
@@ -38,6 +39,11 @@ class Code(IntEnum):
     OUTSIDE = 10
     ANNOTATED_BACKGROUND = 11
     """Neither of the three manifestations, where all three were looked for."""
+
+
+def admissible(names: Collection[str]) -> tuple[float, ...]:
+    """A target that leaves these diagnoses open and rules the others out, as `train.losses` takes it."""
+    return tuple(float(name in names) for name in DIAGNOSIS_NAMES)
 
 
 def class_names(stream: str) -> tuple[str, ...]:

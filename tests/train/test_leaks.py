@@ -15,12 +15,12 @@ from train.leaks import (
     aligned_correlation,
     by_source,
     clean_split,
-    leaks_markdown,
     lookalikes,
     refuse,
     shared_files,
     shared_groups,
 )
+from train.report import leaks_markdown
 
 
 def _example(name: str, split: str, group: str = "", source: str = "s") -> Example:
@@ -128,3 +128,15 @@ def test_a_clean_split_has_lost_what_is_in_another(tmp_path):
     mixed = [dataclasses.replace(e, group="one") for e in examples]
     with pytest.raises(DatasetError, match="group one"):
         clean_split(Arrays(mixed, images, None), "test", tmp_path)
+
+
+def test_one_slice_that_looks_alike_does_not_take_its_volume_along(tmp_path):
+    (tmp_path / "v").write_bytes(b"volume")
+    splits = ("train", "test", "test")
+    examples = [
+        dataclasses.replace(_example("v", split, group=str(i)), slice_index=i) for i, split in enumerate(splits)
+    ]
+    images = np.stack([_noise(1), _copy(_noise(1)), _noise(2)])
+    arrays, leaks = clean_split(Arrays(examples, images, None), "test", tmp_path)
+    assert [e.slice_index for e in arrays.examples] == [2]
+    assert [(k.a.name, k.b.name) for k in leaks] == [("v[1]", "v[0]")]

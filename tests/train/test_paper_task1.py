@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from serving import phantom
-from train import data, paper_task1
+from train import data, fit, paper_task1
 from train.data import Example
 from train.paper_task1 import RECIPES, Recipe, balanced_rows, bottleneck, retrain_last_layer, run, split
 
@@ -103,7 +103,9 @@ def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.
     images = np.stack([np.full((64, 64), 220 if e.target[0] else 30, np.uint8) for e in examples])
     image = keras.Input((299, 299, 3), dtype="uint8")
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image)))
-    monkeypatch.setattr(paper_task1, "frozen_network", lambda _: (network, "digest"))
+    monkeypatch.setattr(paper_task1, "frozen_network", lambda _: network)
+    monkeypatch.setattr(paper_task1, "sha256_of", lambda _: "digest")
+    monkeypatch.setattr(fit, "imagenet_file", lambda root: root / fit.IMAGENET_FILE)
     monkeypatch.setattr(data, "recognition", lambda _: examples)
     monkeypatch.setattr(data, "load_all", lambda *_, **__: (images, None))
     monkeypatch.setattr(data, "fingerprint", lambda *_: "fingerprint")
