@@ -283,8 +283,8 @@ def test_a_mixture_is_of_our_own_sources(volumes, root):
 def test_imagenet_weights_lie_beside_our_own_scans(volumes, root, monkeypatch):
     monkeypatch.setenv("LUNGSTREAMS_DATA", str(root))
     with pytest.raises(DatasetError, match=r"expected the ImageNet weights at .* or under LUNGSTREAMS_DATA"):
-        fit._imagenet_file(volumes)
+        fit.imagenet_file(volumes)
     ours = root / fit.IMAGENET_FILE
     ours.parent.mkdir(exist_ok=True)
     ours.touch()
-    assert fit._imagenet_file(volumes) == ours
+    assert fit.imagenet_file(volumes) == ours
