@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -45,8 +46,22 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("lungstreams bench", "lungstreams bench --rounds 50"))(bench)
 
 
-PAPER_TASK1: Final = "paper_task1"
-"""Of another kind than the experiments: a report, no weights. Named here so that help needs no TensorFlow."""
+REPORTS: Final = {
+    "paper_task1": ("0.3 h", "the paper's frozen recipe under both protocols; docs/paper_task1.json"),
+    "paper_task2": ("0.3 h", "the paper's recipe and a slower one under both protocols; docs/paper_task2.json"),
+    "paper_task3": ("0.4 h", "all streams, small and short, under both protocols; docs/paper_task3.json"),
+    "ablation": ("0.5 h", "choices of the segmentation recipe, one at a time; docs/ablation.json"),
+}
+"""Of another kind than the experiments: figures, no weights. Named here so that help needs no TensorFlow."""
+
+
+class Precision(str, Enum):
+    """As `train.devices.Precision`, for which TensorFlow would have to be there."""
+
+    auto = "auto"
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"
 
 
 def train(
@@ -54,6 +69,12 @@ def train(
     data: Data = None,
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option(help="Go on from the last epoch that was saved.")] = True,
+    precision: Annotated[
+        Precision, typer.Option(help="What layers compute in; auto: bfloat16 where the device has it and gains by it.")
+    ] = Precision.auto,
+    devices: Annotated[
+        int, typer.Option(min=0, help="Accelerators that share a batch (needs KERAS_BACKEND=jax); 0 for all.")
+    ] = 0,
     list_experiments: Annotated[bool, typer.Option("--list", help="Show the experiments and what they cost.")] = False,
 ) -> None:
     """Train the model of an experiment; what it writes is a run, to be evaluated and exported."""
@@ -61,10 +82,12 @@ def train(
         _list_experiments()
     elif experiment is None:
         fail("expected the name of an experiment, got none; `lungstreams train --list` shows them")
-    elif experiment == PAPER_TASK1:
-        extra("train.paper_task1").main(data, runs)
+    elif experiment in REPORTS:
+        extra(f"train.{experiment}").main(data, runs)
     else:
-        extra("train.fit").main(experiment, data, runs, resume=resume)
+        extra("train.fit").main(
+            experiment, data, runs, resume=resume, precision=precision.value, n_devices=devices or None
+        )
 
 
 def evaluate(
@@ -130,5 +153,6 @@ def _list_experiments() -> None:
     table = Table("experiment", "publishes", "cost", "expect")
     for name, experiment in experiments.items():
         table.add_row(name, experiment.publishes or "", experiment.cost, experiment.expect)
-    table.add_row(PAPER_TASK1, "", "0.3 h", "the paper's frozen recipe under both protocols; docs/paper_task1.json")
+    for name, (cost, expect) in REPORTS.items():
+        table.add_row(name, "", cost, expect)
     out.print(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from jaxtyping import Float64, Num, UInt8
+from jaxtyping import Bool, Float64, Num, UInt8
 
 from serving.errors import DatasetError
 from train.augmentation import Augmentation, jitter, random_affine, warp
@@ -102,7 +102,21 @@ class TrainingBatches(keras.utils.PyDataset):  # type: ignore[misc]
         crop_px: int,
         mixture: Mapping[str, float],
         seed: int,
+        copies: Bool[np.ndarray, "n views"] | None = None,
     ) -> None:
+        """Prepare the draws.
+
+        Args:
+            arrays: What is drawn from.
+            batch_size: Scans a step.
+            steps: Of an epoch.
+            augmentation: The ranges.
+            crop_px: Side of a crop.
+            mixture: Share of each source; see `sampling_weights`.
+            seed: Of everything random.
+            copies: Which views of each scan may be drawn, view 0 being the scan as it is: the paper's copies, made
+                once. None: each draw is a new copy.
+        """
         super().__init__(workers=1, use_multiprocessing=False)
         self.epoch = 0
         self._arrays = arrays
@@ -111,7 +125,11 @@ class TrainingBatches(keras.utils.PyDataset):  # type: ignore[misc]
         self._augmentation = augmentation
         self._crop_px = crop_px
         self._seed = seed
+        self._copies = copies
         self._weights = sampling_weights(arrays.examples, mixture)
+        if copies is not None:
+            self._weights = self._weights * copies.any(axis=1)
+            self._weights = self._weights / self._weights.sum()
 
     def __len__(self) -> int:
         return self._steps
@@ -127,13 +145,37 @@ class TrainingBatches(keras.utils.PyDataset):  # type: ignore[misc]
         return images, np.stack([codes for _, codes in pairs])
 
     def _one(self, row: int, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w"], Any]:
-        image = self._arrays.images[row]
-        matrix = random_affine(rng, self._augmentation, image.shape[0], self._crop_px)
-        moved = jitter(rng, self._augmentation, warp(image, matrix, self._crop_px))
-        if self._arrays.codes is None:
-            return moved, None
-        codes = warp(self._arrays.codes[row], matrix, self._crop_px, is_mask=True, border=Code.OUTSIDE)
-        return moved, codes
+        if self._copies is None:
+            return moved(self._arrays, row, rng, self._augmentation, self._crop_px)
+        view = int(rng.choice(np.flatnonzero(self._copies[row])))
+        return copy_of(self._arrays, row, view, self._augmentation, self._seed, self._crop_px)
+
+
+def moved(
+    arrays: Arrays, row: int, rng: np.random.Generator, augmentation: Augmentation, crop_px: int
+) -> tuple[UInt8[np.ndarray, "crop crop"], UInt8[np.ndarray, "crop crop"] | None]:
+    """One scan, and its annotation by the same matrix, moved at random."""
+    image = arrays.images[row]
+    matrix = random_affine(rng, augmentation, image.shape[0], crop_px)
+    changed = jitter(rng, augmentation, warp(image, matrix, crop_px))
+    if arrays.codes is None:
+        return changed, None
+    return changed, warp(arrays.codes[row], matrix, crop_px, is_mask=True, border=Code.OUTSIDE)
+
+
+def copy_of(
+    arrays: Arrays, row: int, view: int, augmentation: Augmentation, seed: int, crop_px: int
+) -> tuple[UInt8[np.ndarray, "crop crop"], UInt8[np.ndarray, "crop crop"] | None]:
+    """One view of one scan; it depends on the arguments alone. View 0 is the scan as it is.
+
+    Raises:
+        ValueError: If view 0 is asked for in another size than the scan's.
+    """
+    if view:
+        return moved(arrays, row, np.random.default_rng([seed, row, view]), augmentation, crop_px)
+    if crop_px != arrays.images.shape[1]:
+        raise ValueError(f"expected crops of {arrays.images.shape[1]} px, as the scans have, got {crop_px}")
+    return np.asarray(arrays.images[row]), None if arrays.codes is None else np.asarray(arrays.codes[row])
 
 
 class PlainBatches(keras.utils.PyDataset):  # type: ignore[misc]

@@ -22,6 +22,7 @@ from serving.errors import DatasetError
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
 from train.batches import Arrays, in_batches
+from train.callbacks import WEIGHTS_FILE
 from train.experiments import EXPERIMENTS, Experiment
 from train.leaks import LEFT_OUT, Leak, by_source, clean_split
 from train.paper_task1 import REPORT_FILE
@@ -86,7 +87,7 @@ def trained(run: Path) -> tuple[Experiment, keras.Model]:
     Raises:
         DatasetError: If the folder is not that of a finished run.
     """
-    record, weights = run / fit.RUN_FILE, run / fit.WEIGHTS_FILE
+    record, weights = run / fit.RUN_FILE, run / WEIGHTS_FILE
     for path in (record, weights):
         if not path.is_file():
             raise DatasetError(f"expected a finished run with {path.name} in {run}, found none")

@@ -1,27 +1,30 @@
 """Every training run by name, with what it costs and what to expect of it.
 
 ``lungstreams train NAME`` runs one; ``lungstreams train --list`` shows this table. Costs are hours of a plain machine
-with two cores and no GPU. The runs named ``*_first`` gave the first weights that ship; `docs/decisions.md` says what
-else was tried. The paper's own recipes come with the issue on training.
+with two cores and no GPU. Runs named ``*_paper`` are the paper's recipes as its Table 10 gives them; those of
+segmentation take days on such a machine and were not run to their end. `docs/decisions.md` says what else was tried,
+`train.ablation` compares single choices, and `train.paper_task1` is Task 1, which needs no run of this kind.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from serving.labels import STREAM_NAMES
 from serving.pipeline import segmentation_model
-from train.augmentation import Augmentation
+from train.augmentation import PAPER_COPIES, Augmentation
 from train.data import Task
 from train.deeplab import DeepLabConfig
 from train.inception import InceptionV3Config
 from train.manifestation_cnn import ManifestationCnnConfig
-from train.targets import class_names
+from train.targets import NODULE_STREAM, class_names
 
 IMAGENET: Final = "imagenet"
+Protocol = Literal["patients", "paper"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Experiment:
         crop_px: Side of a training crop. At 384 the atrous rate of 18 (288 pixels) still meets the image; in a crop
             of 256 its outer taps would never be trained and then run on 512.
         foreground_weight: Weight of a lesion's pixel in the cross-entropy.
+        dice_weight: Weight of the soft Dice beside the cross-entropy.
+        optimizer: AdamW and plain Adam and SGD are Keras' own; SGD has a momentum of 0.9.
+        schedule: Of the learning rate: a warm-up and a cosine to zero, or none.
+        copies: Augmented copies of a scan, made once, as the paper does; None: each draw is a new one.
+        protocol: ``patients`` splits patients; ``paper`` splits augmented copies (`train.copies`).
         patience: Stop after this many epochs without a lower validation loss, or None to run them all.
         expect: What a run gave, in words.
         cost: Roughly, on two cores.
@@ -61,6 +69,11 @@ class Experiment:
     foreground_weight: float = 2.0
     warmup_steps: int = 50
     weight_decay: float = 4e-5
+    dice_weight: float = 1.0
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    copies: int | None = None
+    protocol: Protocol = "patients"
     seed: int = 20
     patience: int | None = None
     expect: str = ""
@@ -111,6 +124,43 @@ def _stream(
     )
 
 
+PAPER_AUGMENTATION: Final = Augmentation(rotation_deg=15, translation=0.1, zoom=0.1, shear_deg=8, gain=0, gamma=0)
+"""Rotation, translation, zoom and shear, as the paper names them; it gives no amounts."""
+_NODULES: Final = dataclasses.replace(_CT, base_scale=0.25)
+"""LIDC crops of 128 pixels come enlarged to 512: back to their own scale."""
+NODULE_PX: Final = 128
+
+
+def _paper_stream(stream: str, mixture: dict[str, float], init_from: str | None) -> Experiment:
+    """The paper's Task 3: full width, output stride 16, SGD, 50,000 steps of 8."""
+    nodules = stream == NODULE_STREAM
+    scale = 0.25 if nodules else 1.0
+    return Experiment(
+        name=f"{'nodules' if nodules else stream}_paper",
+        task="nodules" if nodules else "segmentation",
+        model=DeepLabConfig(n_classes=len(class_names(stream))),
+        publishes=segmentation_model(stream) if stream in STREAM_NAMES else None,
+        stream=stream,
+        init_from=init_from,
+        mixture=MappingProxyType(mixture),
+        augmentation=dataclasses.replace(PAPER_AUGMENTATION, base_scale=scale),
+        crop_px=NODULE_PX if nodules else 512,
+        # The paper makes the copies first; crops of nodules are drawn anew, since a copy 0 in their scale there is not.
+        copies=None if nodules else PAPER_COPIES,
+        epochs=100,
+        steps_per_epoch=500,
+        batch_size=8,
+        optimizer="sgd",
+        schedule="constant",
+        learning_rate=1e-4,
+        weight_decay=4e-5,
+        foreground_weight=1.0,
+        dice_weight=0.0,
+        expect="not run to its end here",
+        cost="20 h" if nodules else "250 h",
+    )
+
+
 _LESION_MIX: Final = {"medseg100": 0.7, "covid19_ct_seg": 0.15, "healthy": 0.15}
 
 _RUNS: Final = (
@@ -130,6 +180,20 @@ _RUNS: Final = (
         cost="0.4 h",
     ),
     Experiment(
+        name="recognition_finetuned",
+        task="recognition",
+        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
+        publishes="recognition",
+        init_from=IMAGENET,
+        augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
+        epochs=12,
+        steps_per_epoch=130,
+        batch_size=16,
+        learning_rate=1e-4,
+        warmup_steps=100,
+        cost="0.6 h",
+    ),
+    Experiment(
         name="manifestations_first",
         task="manifestations",
         model=ManifestationCnnConfig(n_blocks=5, downsample=2),
@@ -142,6 +206,26 @@ _RUNS: Final = (
         expect="AUC 1.00 / 0.98 / 0.99",
         cost="0.15 h",
     ),
+    Experiment(
+        name="manifestations_paper",
+        task="manifestations",
+        model=ManifestationCnnConfig(n_blocks=5, downsample=2),
+        publishes="manifestations",
+        augmentation=PAPER_AUGMENTATION,
+        copies=PAPER_COPIES,
+        epochs=50,
+        steps_per_epoch=3,
+        batch_size=64,
+        optimizer="adam",
+        schedule="constant",
+        learning_rate=0.01,
+        cost="0.2 h",
+    ),
+    _paper_stream(NODULE_STREAM, {}, None),
+    _paper_stream("all", {"medseg100": 0.5, "nsclc_plethora": 0.5}, "nodules_paper"),
+    _paper_stream("ground_glass", {"medseg100": 1.0}, "nodules_paper"),
+    _paper_stream("consolidation", {"medseg100": 1.0}, "nodules_paper"),
+    _paper_stream("pleural_effusion", {"nsclc_plethora": 1.0}, "nodules_paper"),
     _stream(
         "all",
         {"medseg100": 0.5, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.15, "healthy": 0.1},

@@ -7,9 +7,7 @@ the best epoch), ``log.csv`` (a row an epoch), ``tensorboard/`` (if that package
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import importlib.util
 import json
 import logging
 import shutil
@@ -23,9 +21,20 @@ import numpy as np
 
 from serving.errors import DatasetError
 from serving.labels import ALL_STREAM
-from train import data, origins
+from train import data, devices, origins
 from train.batches import Arrays, PlainBatches, TrainingBatches
+from train.callbacks import (
+    BACKUP_FOLDER,
+    LOG_FILE,
+    TENSORBOARD_FOLDER,
+    WEIGHTS_FILE,
+    callbacks_of,
+    epochs_of,
+    validation_losses,
+)
+from train.copies import TRAIN, VAL, bag, materialise, rescaled
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
+from train.devices import Precision, precision_of
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.leaks import refuse_mistakes
@@ -33,11 +42,8 @@ from train.losses import admissible_crossentropy, masked_binary_crossentropy, se
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
 from train.targets import admissible_table, class_names
 
-WEIGHTS_FILE: Final = "best.weights.h5"
 RUN_FILE: Final = "run.json"
-LOG_FILE: Final = "log.csv"
-BACKUP_FOLDER: Final = "backup"
-TENSORBOARD_FOLDER: Final = "tensorboard"
+MOMENTUM: Final = 0.9
 IMAGENET_FILE: Final = "weights/inception_v3_imagenet_partial.npz"
 
 _log = logging.getLogger(__name__)
@@ -87,7 +93,9 @@ def loss_of(experiment: Experiment) -> Callable[[Any, Any], Any]:
         return admissible_crossentropy
     if experiment.task == "manifestations":
         return masked_binary_crossentropy
-    return segmentation_loss(admissible_table(experiment.stream or ALL_STREAM.name), experiment.foreground_weight)
+    return segmentation_loss(
+        admissible_table(experiment.stream or ALL_STREAM.name), experiment.foreground_weight, experiment.dice_weight
+    )
 
 
 def transfer(model: keras.Model, source: keras.Model) -> list[str]:
@@ -133,8 +141,21 @@ def transfer_classes(
     return [name for name in names if name not in source_names]
 
 
-def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Path) -> None:
+def initialise(
+    model: keras.Model,
+    experiment: Experiment,
+    root: Path,
+    runs: Path,
+    known: Mapping[str, Experiment] | None = None,
+) -> None:
     """Give the network what the experiment starts from.
+
+    Args:
+        model: The network; changed in place.
+        experiment: Which.
+        root: Of the scans.
+        runs: Where runs live.
+        known: Runs that it may start from, by name; None for `EXPERIMENTS`.
 
     Raises:
         DatasetError: If that is not there.
@@ -148,7 +169,7 @@ def initialise(model: keras.Model, experiment: Experiment, root: Path, runs: Pat
     weights = runs / experiment.init_from / WEIGHTS_FILE
     if not weights.is_file():
         raise DatasetError(f"{experiment.name} starts from {experiment.init_from}: expected {weights}, found none")
-    earlier = EXPERIMENTS[experiment.init_from]
+    earlier = (EXPERIMENTS if known is None else known)[experiment.init_from]
     source = build(earlier, training=True)
     source.load_weights(weights)
     fresh = transfer(model, source)
@@ -172,104 +193,62 @@ def imagenet_file(root: Path) -> Path:
 
 
 def optimizer_of(experiment: Experiment) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up and a cosine to zero."""
-    total = experiment.epochs * experiment.steps_per_epoch
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=experiment.learning_rate / 100,
-        warmup_target=experiment.learning_rate,
-        warmup_steps=experiment.warmup_steps,
-        decay_steps=max(total - experiment.warmup_steps, 1),
+    """The optimizer of an experiment; a cosine has a linear warm-up and ends at zero."""
+    rate: Any = experiment.learning_rate
+    if experiment.schedule == "cosine":
+        total = experiment.epochs * experiment.steps_per_epoch
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=experiment.learning_rate / 100,
+            warmup_target=experiment.learning_rate,
+            warmup_steps=experiment.warmup_steps,
+            decay_steps=max(total - experiment.warmup_steps, 1),
+        )
+    if experiment.optimizer == "sgd":
+        # Keras takes the decay off the weights directly. As the penalty in the loss that the paper's framework has, it
+        # would go through the momentum, which makes it that much stronger.
+        decay = experiment.weight_decay / (1 - MOMENTUM)
+        return keras.optimizers.SGD(rate, momentum=MOMENTUM, weight_decay=decay)
+    if experiment.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.AdamW(rate, weight_decay=experiment.weight_decay, clipnorm=5.0)
+
+
+def batches_of(run: Experiment, arrays: Arrays, root: Path) -> tuple[TrainingBatches, PlainBatches]:
+    """What a run trains on and what it is validated on, by its protocol; see `train.copies`."""
+    copies = None
+    if run.protocol == "paper":
+        sides = bag(len(arrays.examples), run.copies or 0, run.seed)
+        training = arrays.select(range(len(arrays.examples)))
+        validation = materialise(arrays, sides == VAL, run.augmentation, run.seed)
+        copies = sides == TRAIN
+    else:
+        training, validation = arrays.of_split("train"), arrays.of_split("val")
+        if run.augmentation.base_scale != 1:
+            validation = rescaled(validation, run.augmentation.base_scale, run.crop_px)
+        if run.copies is not None:
+            copies = np.ones((len(training.examples), 1 + run.copies), dtype=bool)
+    batches = TrainingBatches(
+        training,
+        batch_size=run.batch_size,
+        steps=run.steps_per_epoch,
+        augmentation=run.augmentation,
+        crop_px=run.crop_px,
+        mixture=mixture_of(run, root),
+        seed=run.seed,
+        copies=copies,
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=experiment.weight_decay, clipnorm=5.0)
-
-
-def validation_losses(folder: Path) -> list[float]:
-    """The validation loss of each finished epoch of a run, also of those before a resume."""
-    log = folder / LOG_FILE
-    if not log.is_file():
-        return []
-    with log.open(newline="", encoding="utf-8") as stream:
-        return [float(row["val_loss"]) for row in csv.DictReader(stream)]
-
-
-class _SeedOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Makes the random numbers of an epoch, in the batches and in dropout, follow from its number.
-
-    So an epoch that is begun again after a resume is the one that was broken off.
-    """
-
-    def __init__(self, batches: TrainingBatches, seed: int) -> None:
-        super().__init__()
-        self._batches = batches
-        self._seed = seed
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._batches.epoch = epoch
-        for i, layer in enumerate(self.model.layers):
-            generator = getattr(layer, "seed_generator", None)
-            if generator is not None:
-                generator.state.assign(np.array([self._seed + i, epoch], dtype=generator.state.dtype))
-
-
-def _worn_out(losses: list[float], patience: int) -> bool:
-    """Whether so many epochs have passed since the lowest validation loss."""
-    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
-
-
-class _EarlyStopping(keras.callbacks.Callback):  # type: ignore[misc]
-    """Stops a run after so many epochs without a lower validation loss.
-
-    Unlike Keras's own it counts the epochs before a resume too: it reads them from the log.
-    """
-
-    def __init__(self, folder: Path, patience: int) -> None:
-        super().__init__()
-        self._losses = validation_losses(folder)
-        self._patience = patience
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        # A finished run that is started again begins at epoch 0 beside its old log.
-        self._losses[epoch:] = [float((logs or {})["val_loss"])]
-        if _worn_out(self._losses, self._patience):
-            self.model.stop_training = True
-
-
-def _epochs(folder: Path, run: Experiment) -> int:
-    """Of the run, or those it has done if it was killed when it was about to stop early."""
-    backup = folder / BACKUP_FOLDER / "training_metadata.json"
-    if run.patience is None or not backup.is_file():
-        return run.epochs
-    done = int(json.loads(backup.read_text(encoding="utf-8"))["epoch"])
-    return done if _worn_out(validation_losses(folder)[:done], run.patience) else run.epochs
-
-
-def _callbacks(
-    folder: Path, batches: TrainingBatches, seed: int, patience: int | None = None
-) -> list[keras.callbacks.Callback]:
-    callbacks = [
-        keras.callbacks.BackupAndRestore(str(folder / BACKUP_FOLDER), save_freq="epoch"),
-        _SeedOfEpoch(batches, seed),
-        keras.callbacks.ModelCheckpoint(
-            str(folder / WEIGHTS_FILE),
-            monitor="val_loss",
-            save_best_only=True,
-            save_weights_only=True,
-            # A resumed run must not take its first epoch for the best one.
-            initial_value_threshold=min(validation_losses(folder), default=None),
-        ),
-        keras.callbacks.CSVLogger(str(folder / LOG_FILE), append=True),
-        keras.callbacks.TerminateOnNaN(),
-    ]
-    if patience is not None:
-        callbacks.append(_EarlyStopping(folder, patience))
-    # Keras writes these logs by TensorFlow, which in turn needs this package.
-    if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard") is not None:
-        callbacks.append(keras.callbacks.TensorBoard(str(folder / TENSORBOARD_FOLDER), write_graph=False))
-    return callbacks
+    return batches, PlainBatches(validation, batch_size=4)
 
 
 def main(
-    experiment: str, data_folder: Path | None, out: Path, *, resume: bool = True, verbose: int | None = None
+    experiment: str,
+    data_folder: Path | None,
+    out: Path,
+    *,
+    resume: bool = True,
+    verbose: int | None = None,
+    precision: Precision = "auto",
+    n_devices: int | None = None,
 ) -> Path:
     """Run one experiment.
 
@@ -279,18 +258,49 @@ def main(
         out: Where runs live; the cache of prepared scans is `out/cache`.
         resume: Go on from the last epoch that was saved; otherwise start anew.
         verbose: As for `keras.Model.fit`; by default a progress bar on a terminal and a line an epoch elsewhere.
+        precision: What layers compute in; see `train.devices.precision_of`.
+        n_devices: Accelerators that share a batch; None for all of them.
 
     Returns:
         The run's folder.
 
     Raises:
-        DatasetError: If the experiment, the data or what it starts from is missing, or a group or a file is in two
-            splits.
+        DatasetError: If the experiment, the data, what it starts from or a device is missing, or a group or a file is
+            in two splits.
     """
     if experiment not in EXPERIMENTS:
         raise DatasetError(f"expected one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
-    run = EXPERIMENTS[experiment]
     root = data.data_root(data_folder)
+    run = EXPERIMENTS[experiment]
+    return perform(run, root, out, resume=resume, verbose=verbose, precision=precision, n_devices=n_devices)
+
+
+def perform(
+    run: Experiment,
+    root: Path,
+    out: Path,
+    *,
+    resume: bool = True,
+    verbose: int | None = None,
+    precision: Precision = "auto",
+    n_devices: int | None = None,
+    known: Mapping[str, Experiment] | None = None,
+) -> Path:
+    """Run an experiment that need not be one of `EXPERIMENTS`; as `main`, which see.
+
+    Args:
+        run: The experiment.
+        root: Of the scans.
+        out: Where runs live.
+        resume: Go on from the last epoch that was saved.
+        verbose: As for `keras.Model.fit`.
+        precision: What layers compute in.
+        n_devices: Accelerators that share a batch.
+        known: Runs that it may start from, by name; None for `EXPERIMENTS`.
+
+    Returns:
+        The run's folder.
+    """
     folder = out / run.name
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
@@ -302,38 +312,43 @@ def main(
     keras.utils.set_random_seed(run.seed)
     arrays = load(run, root, out / "cache")
     refuse_mistakes(arrays.examples, root)
+    computes_in = precision_of(run, precision)
+    with devices.distributed(n_devices, run.batch_size) as n_sharing, devices.policy(computes_in):
+        _fit(run, arrays, root, out, known, verbose)
+    _write_run(folder, run, arrays, root, {"precision": computes_in, "n_devices": n_sharing})
+    return folder
+
+
+def _fit(
+    run: Experiment,
+    arrays: Arrays,
+    root: Path,
+    out: Path,
+    known: Mapping[str, Experiment] | None,
+    verbose: int | None,
+) -> None:
+    folder = out / run.name
     model = build(run, training=True)
-    initialise(model, run, root, out)
+    initialise(model, run, root, out, known)
     optimizer = optimizer_of(run)
     # Building the slots eagerly: inside TensorFlow's traced first step the same took minutes.
     optimizer.build(model.trainable_variables)
     # XLA on a CPU compiles for a minute and then runs slower than oneDNN's kernels.
     jit_compile = "auto" if keras.backend.backend() == "jax" else False
     model.compile(optimizer, loss=loss_of(run), jit_compile=jit_compile)
-    batches = TrainingBatches(
-        arrays.of_split("train"),
-        batch_size=run.batch_size,
-        steps=run.steps_per_epoch,
-        augmentation=run.augmentation,
-        crop_px=run.crop_px,
-        mixture=mixture_of(run, root),
-        seed=run.seed,
-    )
-    validation = PlainBatches(arrays.of_split("val"), batch_size=4)
+    batches, validation = batches_of(run, arrays, root)
     model.fit(
         batches,
-        epochs=_epochs(folder, run),
+        epochs=epochs_of(folder, run),
         validation_data=validation,
-        callbacks=_callbacks(folder, batches, run.seed, run.patience),
+        callbacks=callbacks_of(folder, batches, run.seed, run.patience),
         # Keras would shuffle the steps by Python's global generator, which a resume does not restore.
         shuffle=False,
         verbose=verbose if verbose is not None else (1 if sys.stdout.isatty() else 2),
     )
-    _write_run(folder, run, arrays, root)
-    return folder
 
 
-def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path) -> None:
+def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path, device: Mapping[str, Any]) -> None:
     losses = validation_losses(folder)
     record = {
         "experiment": run.name,
@@ -344,5 +359,6 @@ def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path) -> Non
         "best_val_loss": min(losses, default=None),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
+        **device,
     }
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

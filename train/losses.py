@@ -56,13 +56,14 @@ def masked_binary_crossentropy(target: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def segmentation_loss(
-    table: Float32[np.ndarray, "codes classes"], foreground_weight: float
+    table: Float32[np.ndarray, "codes classes"], foreground_weight: float, dice_weight: float = 1.0
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Admissible cross-entropy plus a soft Dice over what is certainly labelled.
 
     Args:
         table: For every annotation code, the admissible weight of each class (`train.targets`).
         foreground_weight: Weight of a pixel whose class is certain and not background; background is 1.
+        dice_weight: Weight of the soft Dice; the paper's loss has none.
 
     Returns:
         `loss(codes (n, h, w) , logits (n, h, w, classes)) -> scalar`.
@@ -89,6 +90,6 @@ def segmentation_loss(
         # A class without a labelled pixel in the batch says nothing: it neither helps nor hurts.
         present = ops.cast(ops.sum(truth, axis=axes) > 0, "float32")
         dice = present * (1 - (2 * overlap + 1) / (size + 1))
-        return entropy + ops.sum(dice) / (ops.sum(present) + EPSILON)
+        return entropy + dice_weight * ops.sum(dice) / (ops.sum(present) + EPSILON)
 
     return loss

@@ -31,6 +31,8 @@ CHROMIUM_ARGS = [
 ]
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
+TAKEN_MS = 1_000
+"""In which the page has taken what was typed, or lost it."""
 PATIENCE_MS = 90_000
 """For everything that is waited for: a busy machine draws pages slowly. Nothing waits this long when it works."""
 
@@ -94,12 +96,20 @@ def wait_for_another_image(page: Page, before: bytes) -> bytes:
 
 
 def set_threshold(page: Page, name: str, value: str) -> None:
-    """Into the open accordion; waits until the page has taken it: an upload before that sends the old value."""
+    """Into the open accordion; waits until the page has taken it: an upload before that sends the old value.
+
+    What is typed in the moment in which the accordion draws its fields is lost, as it would be to a person, who then
+    types it again.
+    """
     field = page.locator(f"#threshold-{name} input[type=number]")
-    field.fill(value)
-    field.press("Tab")
-    expect(page.locator(f"#threshold-{name} input[type=range]")).to_have_value(value)
-    page.wait_for_timeout(1000)
+    slider = page.locator(f"#threshold-{name} input[type=range]")
+    for _ in range(PATIENCE_MS // TAKEN_MS):
+        field.fill(value)
+        field.press("Tab")
+        page.wait_for_timeout(TAKEN_MS)
+        if slider.input_value() == value and field.input_value() == value:
+            return
+    pytest.fail(f"the page did not take {value} for {name}")
 
 
 def open_every_gate(page: Page) -> None:

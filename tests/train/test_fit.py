@@ -16,6 +16,7 @@ import pytest
 from serving import phantom
 from serving.errors import DatasetError
 from train import experiments, fit
+from train.callbacks import TENSORBOARD_FOLDER, validation_losses
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.evaluate import trained
 from train.manifestation_cnn import ManifestationCnnConfig
@@ -92,7 +93,7 @@ def _weights(run: Path) -> list[np.ndarray]:
 def test_a_run_leaves_what_an_export_needs(root, tiny, tmp_path):
     run = fit.main("tiny", root, tmp_path, verbose=0)
     record = json.loads((run / fit.RUN_FILE).read_text())
-    losses = fit.validation_losses(run)
+    losses = validation_losses(run)
     assert record["experiment"] == "tiny"
     assert len(losses) == 3
     assert record["best_val_loss"] == min(losses)
@@ -115,21 +116,21 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(root, tiny, tmp_pat
             if self.model.optimizer.iterations.numpy() == 3:
                 raise KeyboardInterrupt
 
-    original = fit._callbacks
-    monkeypatch.setattr(fit, "_callbacks", lambda *a: [*original(*a), _Killed()])
+    original = fit.callbacks_of
+    monkeypatch.setattr(fit, "callbacks_of", lambda *a: [*original(*a), _Killed()])
     with pytest.raises(KeyboardInterrupt):
         fit.main("tiny", root, tmp_path / "broken", verbose=0)
-    assert len(fit.validation_losses(tmp_path / "broken" / "tiny")) == 1
-    monkeypatch.setattr(fit, "_callbacks", original)
+    assert len(validation_losses(tmp_path / "broken" / "tiny")) == 1
+    monkeypatch.setattr(fit, "callbacks_of", original)
     broken = fit.main("tiny", root, tmp_path / "broken", verbose=0)
-    assert fit.validation_losses(broken) == pytest.approx(fit.validation_losses(whole), rel=1e-6)
+    assert validation_losses(broken) == pytest.approx(validation_losses(whole), rel=1e-6)
     assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
 
 
 def test_starting_anew_forgets_the_old_run(root, tiny, tmp_path):
     fit.main("tiny", root, tmp_path, verbose=0)
     run = fit.main("tiny", root, tmp_path, resume=False, verbose=0)
-    assert len(fit.validation_losses(run)) == 3
+    assert len(validation_losses(run)) == 3
 
 
 @pytest.fixture
@@ -138,20 +139,20 @@ def impatient(tiny, monkeypatch: pytest.MonkeyPatch) -> experiments.Experiment:
     run = dataclasses.replace(tiny, epochs=9, patience=2)
     monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": run})
     monkeypatch.setattr("train.evaluate.EXPERIMENTS", {"tiny": run})
-    original = fit._callbacks
+    original = fit.callbacks_of
 
     class _Losses(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs):
             logs["val_loss"] = [5.0, 4.0, 6.0, 7.0, 1.0, 1.0, 1.0, 1.0, 1.0][epoch]
 
     # Keras hands one dictionary of figures to all callbacks.
-    monkeypatch.setattr(fit, "_callbacks", lambda *a: [_Losses(), *original(*a)])
+    monkeypatch.setattr(fit, "callbacks_of", lambda *a: [_Losses(), *original(*a)])
     return run
 
 
 def test_a_run_stops_after_its_patience(root, impatient, tmp_path):
     run = fit.main("tiny", root, tmp_path, verbose=0)
-    assert fit.validation_losses(run) == [5, 4, 6, 7]
+    assert validation_losses(run) == [5, 4, 6, 7]
     assert json.loads((run / fit.RUN_FILE).read_text())["best_epoch"] == 2
 
 
@@ -165,19 +166,19 @@ def test_patience_outlives_a_resume(root, impatient, tmp_path, monkeypatch, kill
             if epoch + 1 == killed_after:
                 raise KeyboardInterrupt
 
-    original = fit._callbacks
-    monkeypatch.setattr(fit, "_callbacks", lambda *a: [*original(*a), _Killed()])
+    original = fit.callbacks_of
+    monkeypatch.setattr(fit, "callbacks_of", lambda *a: [*original(*a), _Killed()])
     with pytest.raises(KeyboardInterrupt):
         fit.main("tiny", root, tmp_path / "broken", verbose=0)
-    monkeypatch.setattr(fit, "_callbacks", original)
+    monkeypatch.setattr(fit, "callbacks_of", original)
     broken = fit.main("tiny", root, tmp_path / "broken", verbose=0)
-    assert fit.validation_losses(broken) == fit.validation_losses(whole) == [5, 4, 6, 7]
+    assert validation_losses(broken) == validation_losses(whole) == [5, 4, 6, 7]
     assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
 
 
 def test_without_patience_a_run_ends_with_its_last_epoch(root, impatient, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": dataclasses.replace(impatient, patience=None)})
-    assert len(fit.validation_losses(fit.main("tiny", root, tmp_path, verbose=0))) == 9
+    assert len(validation_losses(fit.main("tiny", root, tmp_path, verbose=0))) == 9
 
 
 def test_no_shipped_run_stops_early():
@@ -187,9 +188,9 @@ def test_no_shipped_run_stops_early():
 def test_logs_for_tensorboard_are_written_where_it_is_installed(root, tiny, tmp_path):
     run = fit.main("tiny", root, tmp_path, verbose=0)
     installed = importlib.util.find_spec("tensorboard") is not None
-    assert (run / fit.TENSORBOARD_FOLDER).is_dir() == installed
+    assert (run / TENSORBOARD_FOLDER).is_dir() == installed
     if installed:
-        assert {f.parent.name for f in (run / fit.TENSORBOARD_FOLDER).rglob("events.*")} == {"train", "validation"}
+        assert {f.parent.name for f in (run / TENSORBOARD_FOLDER).rglob("events.*")} == {"train", "validation"}
 
 
 def test_a_scan_in_two_splits_stops_a_run(root, tiny, tmp_path, monkeypatch):
@@ -288,3 +289,76 @@ def test_imagenet_weights_lie_beside_our_own_scans(volumes, root, monkeypatch):
     ours.parent.mkdir(exist_ok=True)
     ours.touch()
     assert fit.imagenet_file(volumes) == ours
+
+
+def test_precision_is_recorded_and_changes_what_layers_compute_in(root, tiny, tmp_path):
+    runs = {p: fit.main("tiny", root, tmp_path / p, verbose=0, precision=p) for p in ("float32", "mixed_bfloat16")}
+    for precision, run in runs.items():
+        record = json.loads((run / fit.RUN_FILE).read_text())
+        assert (record["precision"], record["n_devices"]) == (precision, 1)
+    exact, coarse = (_weights(run) for run in runs.values())
+    assert not all(np.array_equal(x, y) for x, y in zip(exact, coarse, strict=True))
+    assert all(np.allclose(x, y, atol=0.02) for x, y in zip(exact, coarse, strict=True))
+    assert {w.dtype for w in coarse} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "rate"),
+    [
+        ({"optimizer": "sgd", "schedule": "constant", "learning_rate": 1e-4}, keras.optimizers.SGD, 1e-4),
+        ({"optimizer": "adam", "schedule": "constant", "learning_rate": 0.01}, keras.optimizers.Adam, 0.01),
+        (
+            {"learning_rate": 1e-3, "warmup_steps": 10, "epochs": 10, "steps_per_epoch": 10},
+            keras.optimizers.AdamW,
+            1e-5,
+        ),
+    ],
+)
+def test_an_experiment_gets_the_optimizer_that_it_names(tiny, changes, kind, rate):
+    optimizer = fit.optimizer_of(dataclasses.replace(tiny, **changes))
+    assert type(optimizer) is kind
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
+
+
+def test_a_cosine_ends_at_zero(tiny):
+    optimizer = fit.optimizer_of(dataclasses.replace(tiny, epochs=10, steps_per_epoch=10, warmup_steps=10))
+    assert float(optimizer._learning_rate(10)) == pytest.approx(tiny.learning_rate)
+    assert float(optimizer._learning_rate(100)) == pytest.approx(0, abs=1e-9)
+
+
+def test_sgd_decays_as_the_papers_penalty_does():
+    """Without a gradient the decay is left. A penalty of 0.5 d w^2 has the gradient d w, and goes through momentum."""
+    run = dataclasses.replace(
+        experiments.EXPERIMENTS["all_paper"], learning_rate=0.1, weight_decay=0.01, optimizer="sgd"
+    )
+    w, penalised, velocity = keras.Variable([1.0]), 1.0, 0.0
+    optimizer = fit.optimizer_of(run)
+    optimizer.build([w])
+    for _ in range(200):
+        optimizer.apply_gradients([(keras.ops.zeros(1), w)])
+        velocity = fit.MOMENTUM * velocity - run.learning_rate * run.weight_decay * penalised
+        penalised += velocity
+    assert float(w[0]) == pytest.approx(penalised, rel=0.02)
+
+
+def test_the_papers_protocol_puts_every_scan_into_training(root, tiny, tmp_path):
+    run = dataclasses.replace(tiny, protocol="paper", copies=4)
+    arrays = fit.load(run, root, tmp_path / "cache")
+    training, validation = fit.batches_of(run, arrays, root)
+    held_out = sum(len(validation[i][0]) for i in range(len(validation)))
+    assert held_out == round(len(arrays.examples) * 5 * 955 / (9618 + 955))
+    assert (training._weights > 0).sum() >= len(arrays.examples) - 1
+    patients = fit.batches_of(dataclasses.replace(tiny, copies=4), arrays, root)[0]
+    assert len(patients._weights) == sum(e.split == "train" for e in arrays.examples)
+
+
+def test_the_papers_runs_are_those_of_its_table_10():
+    runs = experiments.EXPERIMENTS
+    second = runs["manifestations_paper"]
+    assert (second.optimizer, second.learning_rate, second.epochs, second.batch_size) == ("adam", 0.01, 50, 64)
+    third = [runs[f"{name}_paper"] for name in ("nodules", "all", "ground_glass", "consolidation", "pleural_effusion")]
+    for run in third:
+        assert (run.optimizer, run.schedule, run.learning_rate) == ("sgd", "constant", 1e-4)
+        assert (run.weight_decay, run.epochs * run.steps_per_epoch, run.batch_size) == (4e-5, 50_000, 8)
+        assert (run.model.width, run.model.atrous_rates, run.model.output_stride) == (1.0, (6, 12, 18), 16)
+        assert run.init_from == (None if run.name == "nodules_paper" else "nodules_paper")
