@@ -20,13 +20,25 @@ BACKUP_FOLDER: Final = "backup"
 TENSORBOARD_FOLDER: Final = "tensorboard"
 
 
-def validation_losses(folder: Path) -> list[float]:
-    """The validation loss of each finished epoch of a run, also of those before a resume."""
+def logged(folder: Path, column: str) -> list[float]:
+    """A column of a run's log, one value for each finished epoch, also of those before a resume."""
     log = folder / LOG_FILE
     if not log.is_file():
         return []
     with log.open(newline="", encoding="utf-8") as stream:
-        return [float(row["val_loss"]) for row in csv.DictReader(stream)]
+        return [float(row[column]) for row in csv.DictReader(stream)]
+
+
+def validation_losses(folder: Path) -> list[float]:
+    """The validation loss of each finished epoch."""
+    return logged(folder, "val_loss")
+
+
+def best_so_far(folder: Path, column: str) -> float | None:
+    """The lowest of ``val_loss``, or the highest of another column; None before the first epoch."""
+    values = logged(folder, column)
+    best = min if column == "val_loss" else max
+    return best(values, default=None)
 
 
 class _SeedOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
@@ -80,33 +92,31 @@ def epochs_of(folder: Path, run: Experiment) -> int:
     return done if _worn_out(validation_losses(folder)[:done], run.patience) else run.epochs
 
 
-def callbacks_of(
-    folder: Path, batches: TrainingBatches, seed: int, patience: int | None = None
-) -> list[keras.callbacks.Callback]:
+def callbacks_of(folder: Path, batches: TrainingBatches, run: Experiment) -> list[keras.callbacks.Callback]:
     """All that a run calls back, in the order in which Keras calls it.
 
     Args:
         folder: Of the run.
         batches: Of its training; their epoch is set.
-        seed: Of the run.
-        patience: Epochs without a lower validation loss after which it stops; None for never.
+        run: Says the seed, what is kept, and when it stops early.
     """
     callbacks = [
         keras.callbacks.BackupAndRestore(str(folder / BACKUP_FOLDER), save_freq="epoch"),
-        _SeedOfEpoch(batches, seed),
+        _SeedOfEpoch(batches, run.seed),
         keras.callbacks.ModelCheckpoint(
             str(folder / WEIGHTS_FILE),
-            monitor="val_loss",
+            monitor=run.keeps_best_of,
+            mode="min" if run.keeps_best_of == "val_loss" else "max",
             save_best_only=True,
             save_weights_only=True,
             # A resumed run must not take its first epoch for the best one.
-            initial_value_threshold=min(validation_losses(folder), default=None),
+            initial_value_threshold=best_so_far(folder, run.keeps_best_of),
         ),
         keras.callbacks.CSVLogger(str(folder / LOG_FILE), append=True),
         keras.callbacks.TerminateOnNaN(),
     ]
-    if patience is not None:
-        callbacks.append(_EarlyStopping(folder, patience))
+    if run.patience is not None:
+        callbacks.append(_EarlyStopping(folder, run.patience))
     # Keras writes these logs by TensorFlow, which in turn needs this package.
     if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard") is not None:
         callbacks.append(keras.callbacks.TensorBoard(str(folder / TENSORBOARD_FOLDER), write_graph=False))

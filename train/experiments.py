@@ -48,6 +48,7 @@ class Experiment:
         schedule: Of the learning rate: a warm-up and a cosine to zero, or none.
         copies: Augmented copies of a scan, made once, as the paper does; None: each draw is a new one.
         protocol: ``patients`` splits patients; ``paper`` splits augmented copies (`train.copies`).
+        keeps_best_of: What the weights that are kept are best by, on validation.
         patience: Stop after this many epochs without a lower validation loss, or None to run them all.
         expect: What a run gave, in words.
         cost: Roughly, on two cores.
@@ -75,6 +76,7 @@ class Experiment:
     copies: int | None = None
     protocol: Protocol = "patients"
     seed: int = 20
+    keeps_best_of: Literal["val_loss", "val_accuracy"] = "val_loss"
     patience: int | None = None
     expect: str = ""
     cost: str = ""
@@ -192,6 +194,21 @@ _RUNS: Final = (
         learning_rate=1e-4,
         warmup_steps=100,
         cost="0.6 h",
+    ),
+    Experiment(
+        name="recognition_annealed",
+        task="recognition",
+        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
+        publishes="recognition",
+        init_from="recognition_finetuned",
+        augmentation=Augmentation(rotation_deg=12, translation=0.08, zoom=0.15, shear_deg=6, gain=0.3, gamma=0.4),
+        epochs=4,
+        steps_per_epoch=130,
+        batch_size=16,
+        learning_rate=5e-5,
+        warmup_steps=20,
+        keeps_best_of="val_accuracy",
+        cost="0.2 h",
     ),
     Experiment(
         name="manifestations_first",

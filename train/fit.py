@@ -28,8 +28,10 @@ from train.callbacks import (
     LOG_FILE,
     TENSORBOARD_FOLDER,
     WEIGHTS_FILE,
+    best_so_far,
     callbacks_of,
     epochs_of,
+    logged,
     validation_losses,
 )
 from train.copies import TRAIN, VAL, bag, materialise, rescaled
@@ -38,7 +40,13 @@ from train.devices import Precision, precision_of
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.leaks import refuse_mistakes
-from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
+from train.losses import (
+    admissible_accuracy,
+    admissible_crossentropy,
+    masked_binary_accuracy,
+    masked_binary_crossentropy,
+    segmentation_loss,
+)
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
 from train.targets import admissible_table, class_names
 
@@ -96,6 +104,13 @@ def loss_of(experiment: Experiment) -> Callable[[Any, Any], Any]:
     return segmentation_loss(
         admissible_table(experiment.stream or ALL_STREAM.name), experiment.foreground_weight, experiment.dice_weight
     )
+
+
+def metrics_of(experiment: Experiment) -> list[keras.metrics.Metric]:
+    """``accuracy`` of a classification, logged beside the loss; segmentation is judged after training."""
+    functions = {"recognition": admissible_accuracy, "manifestations": masked_binary_accuracy}
+    function = functions.get(experiment.task)
+    return [keras.metrics.MeanMetricWrapper(function, name="accuracy")] if function else []
 
 
 def transfer(model: keras.Model, source: keras.Model) -> list[str]:
@@ -335,13 +350,13 @@ def _fit(
     optimizer.build(model.trainable_variables)
     # XLA on a CPU compiles for a minute and then runs slower than oneDNN's kernels.
     jit_compile = "auto" if keras.backend.backend() == "jax" else False
-    model.compile(optimizer, loss=loss_of(run), jit_compile=jit_compile)
+    model.compile(optimizer, loss=loss_of(run), metrics=metrics_of(run), jit_compile=jit_compile)
     batches, validation = batches_of(run, arrays, root)
     model.fit(
         batches,
         epochs=epochs_of(folder, run),
         validation_data=validation,
-        callbacks=callbacks_of(folder, batches, run.seed, run.patience),
+        callbacks=callbacks_of(folder, batches, run),
         # Keras would shuffle the steps by Python's global generator, which a resume does not restore.
         shuffle=False,
         verbose=verbose if verbose is not None else (1 if sys.stdout.isatty() else 2),
@@ -349,13 +364,15 @@ def _fit(
 
 
 def _write_run(folder: Path, run: Experiment, arrays: Arrays, root: Path, device: Mapping[str, Any]) -> None:
-    losses = validation_losses(folder)
+    losses, kept = validation_losses(folder), logged(folder, run.keeps_best_of)
+    best = best_so_far(folder, run.keeps_best_of)
     record = {
         "experiment": run.name,
         "configuration": repr(run),
         "data_fingerprint": data.fingerprint(arrays.examples, root),
         "n_examples": {s: sum(e.split == s for e in arrays.examples) for s in ("train", "val", "test")},
-        "best_epoch": losses.index(min(losses)) + 1 if losses else None,
+        "best_epoch": None if best is None else kept.index(best) + 1,
+        "kept": run.keeps_best_of,
         "best_val_loss": min(losses, default=None),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),

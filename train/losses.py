@@ -55,6 +55,36 @@ def masked_binary_crossentropy(target: Tensor, probabilities: Tensor) -> Tensor:
     return ops.sum(known * entropy, axis=-1)
 
 
+def admissible_accuracy(admissible: Tensor, probabilities: Tensor) -> Tensor:
+    """Whether the likeliest class is an admissible one.
+
+    Args:
+        admissible: `(..., classes)`, weights in `[0, 1]`.
+        probabilities: `(..., classes)`, a softmax.
+
+    Returns:
+        `(...)`, 0 or 1.
+    """
+    chosen = ops.one_hot(ops.argmax(probabilities, axis=-1), admissible.shape[-1])
+    return ops.cast(ops.sum(chosen * ops.cast(admissible > 0, chosen.dtype), axis=-1), "float32")
+
+
+def masked_binary_accuracy(target: Tensor, probabilities: Tensor) -> Tensor:
+    """Share of the known labels of each scan that are right at 0.5; 1 where none is known.
+
+    Args:
+        target: `(n, labels)`: 1 present, 0 absent, -1 not labelled.
+        probabilities: `(n, labels)`, sigmoids.
+
+    Returns:
+        `(n,)`.
+    """
+    known = ops.cast(target >= 0, "float32")
+    right = ops.cast(ops.equal(target > 0, probabilities >= 0.5), "float32")
+    n_known = ops.sum(known, axis=-1)
+    return ops.where(n_known > 0, ops.sum(known * right, axis=-1) / ops.maximum(n_known, 1.0), 1.0)
+
+
 def segmentation_loss(
     table: Float32[np.ndarray, "codes classes"], foreground_weight: float, dice_weight: float = 1.0
 ) -> Callable[[Tensor, Tensor], Tensor]:

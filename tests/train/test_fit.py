@@ -127,6 +127,24 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(root, tiny, tmp_pat
     assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
 
 
+def test_what_is_kept_is_the_best_by_what_the_run_names(root, tiny, tmp_path, monkeypatch):
+    run = dataclasses.replace(tiny, keeps_best_of="val_accuracy")
+    monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": run})
+    monkeypatch.setattr("train.evaluate.EXPERIMENTS", {"tiny": run})
+    original = fit.callbacks_of
+
+    class _Figures(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            logs["val_accuracy"] = [0.5, 0.9, 0.7][epoch]
+            seen.append(self.model.get_weights())
+
+    seen: list[list[np.ndarray]] = []
+    monkeypatch.setattr(fit, "callbacks_of", lambda *a: [_Figures(), *original(*a)])
+    folder = fit.main("tiny", root, tmp_path, verbose=0)
+    assert json.loads((folder / fit.RUN_FILE).read_text())["best_epoch"] == 2
+    assert all(np.array_equal(x, y) for x, y in zip(_weights(folder), seen[1], strict=True))
+
+
 def test_starting_anew_forgets_the_old_run(root, tiny, tmp_path):
     fit.main("tiny", root, tmp_path, verbose=0)
     run = fit.main("tiny", root, tmp_path, resume=False, verbose=0)
@@ -329,12 +347,12 @@ def test_a_cosine_ends_at_zero(tiny):
 def test_sgd_decays_as_the_papers_penalty_does():
     """Without a gradient the decay is left. A penalty of 0.5 d w^2 has the gradient d w, and goes through momentum."""
     run = dataclasses.replace(
-        experiments.EXPERIMENTS["all_paper"], learning_rate=0.1, weight_decay=0.01, optimizer="sgd"
+        experiments.EXPERIMENTS["all_paper"], learning_rate=0.01, weight_decay=0.01, optimizer="sgd"
     )
     w, penalised, velocity = keras.Variable([1.0]), 1.0, 0.0
     optimizer = fit.optimizer_of(run)
     optimizer.build([w])
-    for _ in range(200):
+    for _ in range(500):
         optimizer.apply_gradients([(keras.ops.zeros(1), w)])
         velocity = fit.MOMENTUM * velocity - run.learning_rate * run.weight_decay * penalised
         penalised += velocity

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from serving.labels import STREAM_NAMES
-from train.losses import admissible_crossentropy, masked_binary_crossentropy, segmentation_loss
+from train.losses import (
+    admissible_accuracy,
+    admissible_crossentropy,
+    masked_binary_accuracy,
+    masked_binary_crossentropy,
+    segmentation_loss,
+)
 from train.targets import Code, admissible_table, class_names
 
 
@@ -50,13 +56,28 @@ def test_a_right_mask_costs_less_than_a_wrong_one(stream):
     assert _loss(stream, codes, right) < 0.1 * _loss(stream, codes, -right)
 
 
-def test_a_stream_ignores_slices_that_say_nothing_of_it():
+def test_a_stream_ignores_what_says_nothing_of_it():
     codes = np.full((1, 8, 8), Code.MEDSEG_BACKGROUND, np.uint8)
-    codes[:, :4] = Code.GROUND_GLASS
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 1, 8, 8, 2)).astype(np.float32)
-    # Effusion is not annotated in these slices: any mask costs the same.
+    # Effusion is not annotated in these slices: any mask of their background costs the same.
     assert _loss("pleural_effusion", codes, a) == pytest.approx(_loss("pleural_effusion", codes, b), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stream", "drawn"),
+    [
+        ("pleural_effusion", Code.GROUND_GLASS),
+        ("pleural_effusion", Code.CONSOLIDATION),
+        ("consolidation", Code.PLEURAL_EFFUSION),
+        ("ground_glass", Code.PLEURAL_EFFUSION),
+    ],
+)
+def test_what_was_drawn_as_another_manifestation_is_not_this_one(stream, drawn):
+    codes = np.full((1, 8, 8), drawn, np.uint8)
+    marked = np.zeros((1, 8, 8, 2), np.float32)
+    marked[..., 1] = 5
+    assert _loss(stream, codes, -marked) < 0.1 * _loss(stream, codes, marked)
 
 
 def test_background_of_medseg_does_not_forbid_effusion_as_it_forbids_ground_glass():
@@ -85,3 +106,27 @@ def test_the_loss_trains_through_keras_fit():
     images = np.repeat((codes == Code.GROUND_GLASS)[..., None], 3, axis=-1).astype(np.float32)
     history = model.fit(images, codes, epochs=30, verbose=0).history["loss"]
     assert history[-1] < 0.5 * history[0]
+
+
+def test_accuracy_takes_any_admissible_answer():
+    admissible = np.array([[1, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]], np.float32)
+    probabilities = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]], np.float32)
+    assert np.asarray(admissible_accuracy(admissible, probabilities)).tolist() == [1, 1, 0]
+
+
+def test_accuracy_of_labels_counts_known_ones():
+    target = np.array([[1, 0, -1], [-1, -1, -1], [1, 1, 1]], np.float32)
+    probabilities = np.array([[0.9, 0.8, 0.1], [0.1, 0.2, 0.6], [0.7, 0.1, 0.1]], np.float32)
+    assert np.asarray(masked_binary_accuracy(target, probabilities)) == pytest.approx([0.5, 1, 1 / 3])
+
+
+def test_the_papers_loss_has_no_dice():
+    codes = np.full((1, 8, 8), Code.HEALTHY, np.uint8)
+    codes[:, :4] = Code.GROUND_GLASS
+    logits = np.random.default_rng(0).normal(size=(1, 8, 8, 2)).astype(np.float32)
+    table = admissible_table("ground_glass")
+    both, entropy = (float(segmentation_loss(table, 1.0, w)(codes, logits)) for w in (1.0, 0.0))
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = -np.log(np.where(codes == Code.HEALTHY, p[..., 0], p[..., 1])).sum() / (64 + 1)
+    assert entropy == pytest.approx(expected, rel=1e-5)
+    assert both > entropy + 0.1
