@@ -39,6 +39,7 @@ def _arm(name: str, **changes: Any) -> Experiment:
         "publishes": None,
         "model": model_of(_ALL.stream or ""),
         "epochs": _EPOCHS,
+        "loss_stride_px": _DOWNSAMPLE,
         "steps_per_epoch": _STEPS_PER_EPOCH,
     }
     return dataclasses.replace(_ALL, name=f"ablation_{name}", **(fixed | changes))

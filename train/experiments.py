@@ -44,6 +44,7 @@ class Experiment:
             of 256 its outer taps would never be trained and then run on 512.
         foreground_weight: Weight of a lesion's pixel in the cross-entropy.
         dice_weight: Weight of the soft Dice beside the cross-entropy.
+        loss_stride_px: Every how many pixels the loss of a segmentation looks.
         optimizer: AdamW and plain Adam and SGD are Keras' own; SGD has a momentum of 0.9.
         schedule: Of the learning rate: a warm-up and a cosine to zero, or none.
         copies: Augmented copies of a scan, made once, as the paper does; None: each draw is a new one.
@@ -71,6 +72,7 @@ class Experiment:
     warmup_steps: int = 50
     weight_decay: float = 4e-5
     dice_weight: float = 1.0
+    loss_stride_px: int = 1
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     schedule: Literal["cosine", "constant"] = "cosine"
     copies: int | None = None

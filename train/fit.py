@@ -102,7 +102,10 @@ def loss_of(experiment: Experiment) -> Callable[[Any, Any], Any]:
     if experiment.task == "manifestations":
         return masked_binary_crossentropy
     return segmentation_loss(
-        admissible_table(experiment.stream or ALL_STREAM.name), experiment.foreground_weight, experiment.dice_weight
+        admissible_table(experiment.stream or ALL_STREAM.name),
+        experiment.foreground_weight,
+        experiment.dice_weight,
+        experiment.loss_stride_px,
     )
 
 

@@ -86,7 +86,7 @@ def masked_binary_accuracy(target: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def segmentation_loss(
-    table: Float32[np.ndarray, "codes classes"], foreground_weight: float, dice_weight: float = 1.0
+    table: Float32[np.ndarray, "codes classes"], foreground_weight: float, dice_weight: float = 1.0, stride_px: int = 1
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Admissible cross-entropy plus a soft Dice over what is certainly labelled.
 
@@ -94,6 +94,8 @@ def segmentation_loss(
         table: For every annotation code, the admissible weight of each class (`train.targets`).
         foreground_weight: Weight of a pixel whose class is certain and not background; background is 1.
         dice_weight: Weight of the soft Dice; the paper's loss has none.
+        stride_px: Every how many pixels the loss looks, in both directions. The logits are enlarged by bilinear
+            interpolation, so between its pixels there is little that it misses.
 
     Returns:
         `loss(codes (n, h, w) , logits (n, h, w, classes)) -> scalar`.
@@ -105,8 +107,8 @@ def segmentation_loss(
     pixel_weight[ignored] = 0
 
     def loss(codes: Tensor, logits: Tensor) -> Tensor:
-        codes = ops.cast(codes, "int32")
-        probabilities = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+        codes = ops.cast(codes[:, ::stride_px, ::stride_px], "int32")
+        probabilities = ops.softmax(ops.cast(logits[:, ::stride_px, ::stride_px], "float32"), axis=-1)
         weight = ops.take(pixel_weight, codes)
         entropy = admissible_crossentropy(ops.take(table, codes, axis=0), probabilities)
         entropy = ops.sum(weight * entropy) / (ops.sum(weight) + 1.0)
