@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from serving.labels import DIAGNOSES, MANIFESTATIONS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION
@@ -43,7 +44,7 @@ def draw_results(results: Mapping[str, Figures]) -> dict[str, Figure]:
     Args:
         results: Figures by model, as ``docs/results.json`` has them; plots of a model that is not there are left out.
     """
-    plots = {}
+    plots: dict[str, Figure] = {}
     if RECOGNITION.model in results:
         plots |= _recognition(results[RECOGNITION.model])
     if MANIFESTATION_STEP.model in results:
@@ -167,7 +168,7 @@ def draw_curves(run: str, log: Mapping[str, Sequence[float]]) -> Figure:
         axes.set_title(f"{run}: {name} by epoch")
         axes.set_xlabel("epoch")
         axes.set_ylabel("cross-entropy (nats)" if name == "loss" else "accuracy (share)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="#e6e6e6", linewidth=0.7)
         axes.legend()
     return figure

@@ -55,7 +55,8 @@ def slice_dice(arrays: Arrays, masks: UInt8[np.ndarray, "n h w"], stream: str, c
 def annotated(codes: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """What was certainly annotated, as class ids of the all-class stream."""
     certain, _ = certain_and_known(admissible_table(ALL_STREAM.name))
-    return np.where(certain[:, 1:].any(axis=1), certain.argmax(axis=1), 0).astype(np.uint8)[codes]
+    classes = np.where(certain[:, 1:].any(axis=1), certain.argmax(axis=1), 0)
+    return np.asarray(classes[codes], dtype=np.uint8)
 
 
 def overlay(image: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:

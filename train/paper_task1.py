@@ -272,7 +272,8 @@ def _one_run(
         "accuracy": float((predicted == truth[scans["test"]]).mean()),
         **_class_means(truth[scans["test"]], predicted, recipe),
     }
-    for name, title in (("train", "train"), ("val", "validation")):
+    titles: dict[Split, str] = {"train": "train", "val": "validation"}
+    for name, title in titles.items():
         right, loss = _fit_of(inputs[name] @ kernel + bias, truth[scans[name]])
         scores |= {f"{title}_accuracy": right, f"{title}_cross_entropy": loss}
     sizes = {"n_train": len(parts["train"]), "n_validation": len(parts["val"]), "n_test": len(parts["test"])}

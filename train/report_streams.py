@@ -24,7 +24,7 @@ def table_6(streams: Figures) -> str:
         name = "DSC" if key == "dice" else "mIoU"
         published = {column: row[key] for column, row in paper.TABLE_6.items()}
         classes = streams["classes"]
-        sides = {
+        sides: dict[str, list[float | None]] = {
             "paper": [published[ALL], *(published[c] for c in MANIFESTATION_NAMES), published[SPECIALISED]],
             "ours, paper's protocol": [None] * (len(MANIFESTATION_NAMES) + 2),
             "ours, patient-level": [
@@ -67,7 +67,9 @@ def stream_verdict(streams: Figures) -> str:
 
     A difference counts where its 95 % interval leaves out 0.
     """
-    better, worse, open_ = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    open_: list[str] = []
     for name in MANIFESTATION_NAMES:
         low, high = streams["classes"][name]["difference_95"]
         known = low is not None and high is not None

@@ -92,7 +92,7 @@ def _means(counts: Int[np.ndarray, "n classes kinds 3"]) -> Float[np.ndarray, "2
     """Dice and IoU of each kind, pooled over the slices, then the mean over the classes; NaN where one has none."""
     tp, fp, fn = np.moveaxis(counts.sum(axis=0), -1, 0).astype(float)
     with np.errstate(invalid="ignore"):
-        return np.stack([2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)]).mean(axis=1)
+        return np.asarray(np.stack([2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)]).mean(axis=1))
 
 
 def _figures(counts: Int[np.ndarray, "n classes kinds 3"], groups: Sequence[str]) -> dict[str, Json]:

@@ -83,9 +83,9 @@ def _vote(
             borderValue=(0.0,) * 4,
         )
         votes += back
-    return votes.argmax(axis=-1).astype(np.uint8)
+    return np.asarray(votes.argmax(axis=-1), dtype=np.uint8)
 
 
 def one_hot(mask: UInt8[np.ndarray, "h w"], n_classes: int) -> Float32[np.ndarray, "h w classes"]:
     """1 for the class of each pixel, 0 for the others."""
-    return np.eye(n_classes, dtype=np.float32)[mask]
+    return np.asarray(np.eye(n_classes, dtype=np.float32)[mask])
