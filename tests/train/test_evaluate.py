@@ -50,7 +50,8 @@ def _fake(path: Path, model: str) -> Callable[[np.ndarray], np.ndarray]:
     def predict(images: np.ndarray) -> np.ndarray:
         bright = images[..., 0] > 127
         if model.startswith("segment"):
-            return bright.astype(np.uint8)
+            # It sees the left side only: a moved copy shows it another part.
+            return (bright & (np.arange(_SIDE) < _SIDE // 2)).astype(np.uint8)
         share = bright.mean(axis=(1, 2))[:, None]
         if model == "manifestations":
             return np.repeat(share, 3, axis=1)
