@@ -35,7 +35,13 @@ def register(app: typer.Typer) -> None:
             "lungstreams train NAME --no-resume",
         )
     )(train)
-    app.command(epilog=examples("lungstreams evaluate", "lungstreams evaluate runs/recognition_first"))(evaluate)
+    app.command(
+        epilog=examples(
+            "lungstreams evaluate",
+            "lungstreams evaluate runs/recognition_first",
+            "lungstreams evaluate --test-time-augmentation 51",
+        )
+    )(evaluate)
     app.command(epilog=examples("lungstreams export runs/recognition_first"))(export)
     app.command(
         epilog=examples(
@@ -96,9 +102,18 @@ def evaluate(
         typer.Argument(metavar="RUN...", help="Folders of runs. [dim]Default: what is published[/dim]"),
     ] = None,
     data: Data = None,
+    figures: Annotated[Path, typer.Option(metavar="DIR", help="Where plots, and panels that show scans, go.")] = Path(
+        "reports/figures"
+    ),
+    copies: Annotated[
+        int,
+        typer.Option(
+            "--test-time-augmentation", metavar="N", min=0, help="Average over N moved copies of each scan; paper: 51."
+        ),
+    ] = 0,
 ) -> None:
     """Measure runs on patients that they never saw; without any, what is published, into docs/results.md."""
-    extra("train.evaluate").main(runs or [], data)
+    extra("train.evaluate").main(runs or [], data, figures=figures, copies=copies)
 
 
 def export(

@@ -16,6 +16,9 @@ from train.augmentation import Augmentation, jitter, random_affine, warp
 from train.data import Example
 from train.targets import Code
 
+Predictor = Callable[[UInt8[np.ndarray, "n 512 512 3"]], Num[np.ndarray, "n ..."]]
+"""Preprocessed scans -> probabilities, or class ids of a mask."""
+
 
 @dataclass(frozen=True)
 class Arrays:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,23 +20,32 @@ from jaxtyping import Num, UInt8
 
 from serving import pipeline
 from serving.errors import DatasetError
+from serving.labels import ALL_STREAM, MANIFESTATION_NAMES, STREAM_NAMES
+from serving.pipeline import segmentation_model
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data, fit
-from train.batches import Arrays, in_batches
+from train.batches import Arrays, Predictor, in_batches
 from train.callbacks import WEIGHTS_FILE
 from train.experiments import EXPERIMENTS, Experiment
+from train.failures import WORST_CASES, worst_diagnoses, worst_manifestations, worst_masks
+from train.gallery import IMAGES_FOLDER, write_curves, write_panels, write_plots
 from train.leaks import LEFT_OUT, Leak, by_source, clean_split
-from train.paper_task1 import REPORT_FILE
 from train.parity import gate_inputs, open_session
 from train.provenance import FILE_NAME, Provenance
-from train.report import leaks_markdown, results_markdown
+from train.report import leaks_markdown, read_others, results_markdown
+from train.report_tta import NAME as TEST_TIME
+from train.report_tta import augmented_report
 from train.scoring import score_manifestations, score_recognition, score_segmentation
-
-Predictor = Callable[[UInt8[np.ndarray, "n 512 512 3"]], Num[np.ndarray, "n ..."]]
-"""Preprocessed scans -> probabilities, or class ids of a mask."""
+from train.streams import STREAMS_COMPARED, Masks, compare_streams
+from train.targets import class_names
+from train.tta import geometric, mean_answers
 
 EVALUATION_FILE: Final = "evaluation.json"
 LEAKS_FILE: Final = "leaks.md"
+RUNS_FOLDER: Final = Path("runs")
+FIGURES_FOLDER: Final = Path("reports") / "figures"
+COPIES: Final = "test_time_copies"
+"""Of a run's figures: how many copies of each scan they are the means over."""
 _BATCH: Final = 8
 _log = logging.getLogger(__name__)
 
@@ -73,7 +83,11 @@ def measure(experiment: Experiment, arrays: Arrays, predict: Predictor) -> dict[
     Returns:
         Plain JSON; see `train.scoring`.
     """
-    answers = in_batches(predict, arrays.images, _BATCH)
+    return figures_of(experiment, arrays, in_batches(predict, arrays.images, _BATCH))
+
+
+def figures_of(experiment: Experiment, arrays: Arrays, answers: Num[np.ndarray, "n ..."]) -> dict[str, Any]:
+    """Figures of a model's answers: probabilities, or class ids of masks; see `measure`."""
     if experiment.task == "recognition":
         return score_recognition(arrays.examples, answers)
     if experiment.task == "manifestations":
@@ -97,13 +111,71 @@ def trained(run: Path) -> tuple[Experiment, keras.Model]:
     return experiment, model
 
 
-def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/results.md")) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers for the test split.
+
+    Attributes:
+        experiment: Says what they mean.
+        arrays: The test split without `leaks`.
+        answers: Probabilities, or class ids of masks, one a row of `arrays`.
+        leaks: Look-alikes across all splits of the same listing.
+    """
+
+    experiment: Experiment
+    arrays: Arrays
+    answers: Num[np.ndarray, "n ..."]
+    leaks: Sequence[Leak]
+
+    def figures(self) -> dict[str, Any]:
+        """See `measure`; with what was left out, by source."""
+        return {
+            **figures_of(self.experiment, self.arrays, self.answers),
+            LEFT_OUT: by_source(self.leaks, "test"),
+        }
+
+
+def ask(experiment: Experiment, root: Path, cache: Path, predict: Predictor) -> Answered:
+    """A model's answers for the test split of its experiment.
+
+    Raises:
+        DatasetError: If data is missing, or a group or a file is in two splits.
+    """
+    arrays, leaks = clean_split(fit.load(experiment, root, cache), "test", root)
+    return Answered(experiment, arrays, in_batches(predict, arrays.images, _BATCH), leaks)
+
+
+def mean_over_copies(model: Answered, predict: Predictor, copies: int) -> Answered:
+    """The same with the answers of `train.tta`, for the scan and so many copies of each."""
+    stream = model.experiment.stream
+    answers = mean_answers(
+        predict,
+        model.arrays.images,
+        copies,
+        geometric(model.experiment.augmentation),
+        n_classes=len(class_names(stream)) if stream else None,
+    )
+    return replace(model, answers=answers)
+
+
+def main(
+    runs: Sequence[Path],
+    data_folder: Path | None,
+    out: Path = Path("docs/results.md"),
+    *,
+    figures: Path = FIGURES_FOLDER,
+    copies: int = 0,
+) -> dict[str, Any]:
     """Measure runs, or, without any, everything that is published.
 
     Args:
         runs: Folders of runs; each gets an ``evaluation.json``.
         data_folder: Root of the scans; None for the default.
-        out: Where the report on what is published goes; its JSON and ``leaks.md`` lie beside it. Used without runs.
+        out: Where the report on what is published goes; its JSON, ``leaks.md`` and plots lie beside it. Used without
+            runs.
+        figures: Where plots and panels go. Panels show scans: a folder that git ignores. Runs get one each in it.
+        copies: Test-time augmentation: moved copies of each scan to average over. A run's figures are then those of
+            the means; of what is published they go to a JSON of their own.
 
     Returns:
         Figures by run or by model.
@@ -112,37 +184,84 @@ def main(runs: Sequence[Path], data_folder: Path | None, out: Path = Path("docs/
         DatasetError: If data or a run is missing, or a group or a file is in two splits.
     """
     root = data.data_root(data_folder)
+    if not runs:
+        return _evaluate_published(root, out, figures, copies)
     results: dict[str, Any] = {}
-    if runs:
-        for run in runs:
-            experiment, model = trained(run)
-            arrays, leaks = clean_split(fit.load(experiment, root, run.parent / "cache"), "test", root)
-            figures = measure(experiment, arrays, keras_predictor(model, masks=experiment.stream is not None))
-            figures[LEFT_OUT] = by_source(leaks, "test")
-            (run / EVALUATION_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-            results[experiment.name] = figures
-            _log.info("%s: %s", experiment.name, json.dumps(figures))
-        return results
-    provenances = {}
-    found: dict[str, dict[Leak, None]] = {}
+    for run in runs:
+        experiment, model = trained(run)
+        predict = keras_predictor(model, masks=experiment.stream is not None)
+        answered = ask(experiment, root, run.parent / "cache", predict)
+        if copies:
+            answered = mean_over_copies(answered, predict, copies)
+        measured = {**answered.figures(), COPIES: copies}
+        (run / EVALUATION_FILE).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        write_plots({experiment.publishes or "": measured}, figures / run.name, ".png")
+        write_curves([run], figures / run.name)
+        results[experiment.name] = measured
+        _log.info("%s: %s", experiment.name, json.dumps(measured))
+    return results
+
+
+def _evaluate_published(root: Path, out: Path, figures: Path, copies: int) -> dict[str, Any]:
+    provenances, predictors, answered, means = {}, {}, {}, {}
     for model_name, folder in published(DEFAULT_REPOSITORY).items():
         provenances[model_name] = Provenance.from_json((folder / FILE_NAME).read_text(encoding="utf-8"))
         experiment = EXPERIMENTS[provenances[model_name].experiment]
-        arrays, leaks = clean_split(fit.load(experiment, root, Path("runs") / "cache"), "test", root)
-        results[model_name] = measure(experiment, arrays, onnx_predictor(folder / ONNX_NAME, model_name))
-        results[model_name][LEFT_OUT] = by_source(leaks, "test")
-        # The streams share a listing, so each pair comes up more than once.
-        found.setdefault(experiment.task.capitalize(), {}).update(dict.fromkeys(leaks))
+        predict = predictors[model_name] = onnx_predictor(folder / ONNX_NAME, model_name)
+        answered[model_name] = ask(experiment, root, RUNS_FOLDER / "cache", predict)
+        if copies:
+            means[model_name] = mean_over_copies(answered[model_name], predict, copies)
         _log.info("%s measured", model_name)
+    results = results_of(answered)
     out.parent.mkdir(parents=True, exist_ok=True)
-    task1 = out.with_name(REPORT_FILE.name)
-    paper = json.loads(task1.read_text(encoding="utf-8")) if task1.is_file() else None
-    out.write_text(results_markdown(results, provenances, paper), encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (out.parent / LEAKS_FILE).write_text(
-        leaks_markdown({task: list(pairs) for task, pairs in found.items()}), encoding="utf-8"
-    )
+    if means:
+        report = augmented_report(results_of(means), provenances, copies)
+        out.with_name(f"{TEST_TIME}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    out.write_text(results_markdown(results, provenances, read_others(out.parent)), encoding="utf-8")
+    (out.parent / LEAKS_FILE).write_text(leaks_markdown(leaks_of(answered)), encoding="utf-8")
+    write_plots(results, out.parent / IMAGES_FOLDER, ".svg")
+    write_plots(results, figures, ".png")
+    write_curves([RUNS_FOLDER / p.experiment for p in provenances.values()], figures)
+    streams = {stream: predictors[segmentation_model(stream)] for stream in MANIFESTATION_NAMES}
+    write_panels(_masks(answered)[0], streams, figures)
     return results
+
+
+def results_of(answered: Mapping[str, Answered]) -> dict[str, Any]:
+    """Everything that `docs/results.md` is made of.
+
+    Args:
+        answered: Of every published model, by its name.
+    """
+    results: dict[str, Any] = {name: model.figures() for name, model in answered.items()}
+    results[STREAMS_COMPARED] = compare_streams(*_masks(answered))
+    results[WORST_CASES] = {name: _worst_cases(model) for name, model in answered.items()}
+    return results
+
+
+def _masks(answered: Mapping[str, Answered]) -> tuple[Masks, dict[str, Masks]]:
+    """Of the all-class stream, and of the specialised ones by manifestation."""
+    models = {stream: answered[segmentation_model(stream)] for stream in STREAM_NAMES}
+    masks = {stream: (model.arrays, model.answers) for stream, model in models.items()}
+    return masks.pop(ALL_STREAM.name), masks
+
+
+def _worst_cases(model: Answered) -> list[Any]:
+    examples = model.arrays.examples
+    if model.experiment.task == "recognition":
+        return worst_diagnoses(examples, model.answers)
+    if model.experiment.task == "manifestations":
+        return worst_manifestations(examples, model.answers)
+    return worst_masks(model.arrays, model.answers, model.experiment.stream or "")
+
+
+def leaks_of(answered: Mapping[str, Answered]) -> dict[str, list[Leak]]:
+    """Look-alikes by task; the streams share a listing, so each pair comes up more than once and is kept once."""
+    found: dict[str, dict[Leak, None]] = {}
+    for model in answered.values():
+        found.setdefault(model.experiment.task.capitalize(), {}).update(dict.fromkeys(model.leaks))
+    return {task: list(pairs) for task, pairs in found.items()}
 
 
 def published(repository: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ Everything that is undefined (0 / 0) is NaN, never 0 and never 1: who averages d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 CALIBRATION_BINS: Final = 15
+CLASSIFICATION_METRICS: Final = (
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "f1",
+    "mcc",
+    "false_positive_rate",
+)
+"""What the paper reports of a classifier, as attributes of `BinaryCounts`: Eqs. 3-8 and Tables 3 to 5."""
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -89,6 +100,10 @@ class BinaryCounts:
         """One minus specificity."""
         return _ratio(self.fp, self.fp + self.tn)
 
+    def classification(self) -> dict[str, float]:
+        """`CLASSIFICATION_METRICS` by name."""
+        return {name: getattr(self, name) for name in CLASSIFICATION_METRICS}
+
 
 def confusion_matrix(
     truth: Shaped[np.ndarray, " n"], predicted: Shaped[np.ndarray, " n"], n_classes: int
@@ -97,6 +112,27 @@ def confusion_matrix(
     matrix = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(matrix, (truth, predicted), 1)
     return matrix
+
+
+def one_against_rest(matrix: Int[np.ndarray, "truth predicted"]) -> list[BinaryCounts]:
+    """Each class of a confusion matrix as the positive one, the others together as the negative one."""
+    total = int(matrix.sum())
+    counts = []
+    for c in range(len(matrix)):
+        tp, positives, answered = int(matrix[c, c]), int(matrix[c].sum()), int(matrix[:, c].sum())
+        counts.append(BinaryCounts(tp, answered - tp, positives - tp, total - positives - answered + tp))
+    return counts
+
+
+def mean_of_classes(counts: Sequence[BinaryCounts]) -> dict[str, float]:
+    """Unweighted mean of `CLASSIFICATION_METRICS` over the classes that occur.
+
+    A class that occurs but was never answered has no precision: then the mean has none either (NaN).
+    """
+    occurring = [c.classification() for c in counts if c.tp + c.fn]
+    if not occurring:
+        return dict.fromkeys(CLASSIFICATION_METRICS, float("nan"))
+    return {name: float(np.mean([figures[name] for figures in occurring])) for name in CLASSIFICATION_METRICS}
 
 
 def balanced_accuracy(matrix: Int[np.ndarray, "truth predicted"]) -> float:
@@ -116,8 +152,22 @@ def expected_calibration_error(
         right: Whether it was right.
         n_bins: Bins over `[0, 1]`; a confidence on an edge belongs to the lower one.
     """
-    if not confidence.size:
+    bins = calibration_bins(confidence, right, n_bins)
+    if not bins:
         return float("nan")
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    gaps = [abs(float(confidence[bins == b].sum()) - float(right[bins == b].sum())) for b in np.unique(bins)]
-    return sum(gaps) / confidence.size
+    return sum(n * abs(mean - share) for n, mean, share in bins) / confidence.size
+
+
+def calibration_bins(
+    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], n_bins: int = CALIBRATION_BINS
+) -> list[tuple[int, float, float]]:
+    """What a reliability plot shows: count, mean confidence and share that was right of each bin that is not empty.
+
+    Args:
+        confidence: As for `expected_calibration_error`.
+        right: Whether it was right, or whether what it is the probability of was there.
+        n_bins: Bins of equal width over `[0, 1]`; a confidence on an edge belongs to the lower one.
+    """
+    rows = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    members = [rows == b for b in np.unique(rows)]
+    return [(int(m.sum()), float(confidence[m].mean()), float(right[m].mean())) for m in members]

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
 
-from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
+from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, STREAMS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
+from train.failures import WORST_CASES, failures_markdown
+from train.figures import CAPTIONS
+from train.gallery import IMAGES_FOLDER
 from train.leaks import LEFT_OUT, LOOK_CORRELATION, Leak, by_source
+from train.markdown import METRIC_TITLES, interval, metric_cells, number, percent, table
+from train.paper_task1 import NAME as PAPER_TASK1
 from train.provenance import Provenance
+from train.report_paper import paper_sections
+from train.report_tta import NAME as TEST_TIME
+from train.report_tta import augmented_section
+from train.scoring import OVERALL
 from train.surface import TOLERANCE_PX
 
 Figures = Mapping[str, Any]
+
+_SECTIONS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType({})
+"""Sections made of further reports, by the stem of their file: to add one, name its function here."""
+OTHERS: Final = (PAPER_TASK1, TEST_TIME, *_SECTIONS)
+_MODALITIES: Final = {"xray": "X-ray", "ct": "CT"}
+_PIXEL_METRICS: Final = {
+    "dice": "Dice",
+    "iou": "IoU",
+    **{name: title for name, title in METRIC_TITLES.items() if name != "f1"},
+}
 
 _HEAD = """# Results
 
@@ -31,58 +53,57 @@ These pairs are in two splits and look alike: copies, or slices of one patient f
 """
 
 
+def read_others(folder: Path) -> dict[str, Any]:
+    """The other reports that lie beside the results, by the stem of their file: those of `OTHERS` that are there.
+
+    Args:
+        folder: As in ``docs``.
+    """
+    files = {stem: folder / f"{stem}.json" for stem in OTHERS}
+    return {stem: json.loads(file.read_text(encoding="utf-8")) for stem, file in files.items() if file.is_file()}
+
+
 def results_markdown(
-    results: Mapping[str, Figures],
-    provenances: Mapping[str, Provenance],
-    paper_task1: Mapping[str, Figures] | None = None,
+    results: Mapping[str, Figures], provenances: Mapping[str, Provenance], others: Mapping[str, Any] | None = None
 ) -> str:
     """The report on everything that is published.
 
     Args:
-        results: Figures by model.
+        results: Figures by model, with what `train.evaluate` adds beside the models.
         provenances: Of the same models.
-        paper_task1: Figures of `train.paper_task1`, if that was run.
+        others: From `read_others`.
     """
+    found = others or {}
     parts = [
         _HEAD,
         _recognition(results[RECOGNITION.model]),
         _manifestations(results[MANIFESTATION_STEP.model]),
         _segmentation(results),
+        *paper_sections(results, provenances, found.get(PAPER_TASK1)),
+        *([augmented_section(found[TEST_TIME], results, provenances)] if TEST_TIME in found else []),
+        *(section(found[stem]) for stem, section in _SECTIONS.items() if stem in found),
+        failures_markdown(results[WORST_CASES]),
         _left_out(results),
-        *([_paper_task1(paper_task1)] if paper_task1 else []),
         _models(provenances),
     ]
     return "\n".join(parts)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(value: float | None, bounds: list[float | None], digits: int = 3) -> str:
-    return f"{_number(value, digits)} [{_number(bounds[0], digits)}, {_number(bounds[1], digits)}]"
-
-
 def _recognition(figures: Figures) -> str:
     rows = []
-    for name, title in (("xray", "X-ray"), ("ct", "CT")):
+    for name, title in _MODALITIES.items():
         four, two = figures[name]["four_classes"], figures[name]["covid19_or_not"]
         rows.append(
             [
                 title,
                 str(four["n_scans"]),
                 str(four["n_groups"]),
-                _interval(four["accuracy"], four["accuracy_95"]),
-                _number(four["balanced_accuracy"]),
-                _number(four["majority_class_accuracy"]),
-                _number(four["ece"]),
-                _interval(two["auc"], two["auc_95"]),
-                _number(two["accuracy"]),
+                interval(four["accuracy"], four["accuracy_95"]),
+                number(four["balanced_accuracy"]),
+                number(four["majority_class_accuracy"]),
+                number(four["ece"]),
+                interval(two["auc"], two["auc_95"]),
+                number(two["accuracy"]),
             ]
         )
     header = [
@@ -96,13 +117,14 @@ def _recognition(figures: Figures) -> str:
         "COVID-19 AUC",
         "COVID-19 or not",
     ]
-    pair = figures["xray"]["covid19_against_normal"]
     return "\n".join(
         [
             "## Stage 1, recognition\n",
-            _table(header, rows),
-            f"COVID-19 against normal on X-rays alone (the paper's two classes): "
-            f"{_interval(pair['accuracy'], pair['accuracy_95'])} of {pair['n_scans']} scans.\n",
+            table(header, rows),
+            "Every metric of the paper (Eqs. 3 to 8). A class against the other three; *mean* over the classes that"
+            " occur; of two classes COVID-19 is the positive one:\n",
+            _all_metrics(figures),
+            _images(RECOGNITION.model),
             _confusion(figures["xray"]["four_classes"]["confusion_true_by_predicted"]),
             "**Confound.** Viral and bacterial pneumonia come from children of one hospital, COVID-19 mostly from"
             " adults of others: part of the accuracy on X-rays is telling hospitals apart. By source, and on CT, where"
@@ -112,9 +134,26 @@ def _recognition(figures: Figures) -> str:
     )
 
 
+def _all_metrics(figures: Figures) -> str:
+    rows = []
+    for name, title in _MODALITIES.items():
+        four = figures[name]["four_classes"]
+        for label in DIAGNOSES:
+            entry = four["by_class"].get(label.name)
+            if entry is not None:
+                rows.append([title, f"4: {label.title}", str(entry["n"]), *metric_cells(entry)])
+        rows.append([title, "4: mean", str(four["n_scans"]), *metric_cells(four["mean_of_classes"])])
+        two = figures[name]["covid19_or_not"]
+        rows.append([title, "2: COVID-19 or not", str(two["n_scans"]), *metric_cells(two)])
+    for name, title in (*_MODALITIES.items(), ("both", "X-ray and CT")):
+        two = figures[name]["covid19_against_normal"]
+        rows.append([title, "2: COVID-19 or normal", str(two["n_scans"]), *metric_cells(two)])
+    return table(["scans", "classes", "n", *METRIC_TITLES.values()], rows)
+
+
 def _confusion(matrix: list[list[int]]) -> str:
     rows = [[label.title, *map(str, counts)] for label, counts in zip(DIAGNOSES, matrix, strict=True)]
-    return "X-rays, true class by predicted class:\n\n" + _table(["", *(label.title for label in DIAGNOSES)], rows)
+    return "X-rays, true class by predicted class:\n\n" + table(["", *(label.title for label in DIAGNOSES)], rows)
 
 
 def _sources(figures: Figures) -> str:
@@ -122,8 +161,8 @@ def _sources(figures: Figures) -> str:
     for name, part in (("xray", "four_classes"), ("ct", "covid19_or_not")):
         what = "4 classes" if part == "four_classes" else "COVID-19 or not"
         for source, entry in figures[name][part]["by_source"].items():
-            rows.append([source, what, str(entry["n"]), _number(entry["accuracy"])])
-    return _table(["source", "question", "n", "accuracy"], rows)
+            rows.append([source, what, str(entry["n"]), number(entry["accuracy"])])
+    return table(["source", "question", "n", "accuracy"], rows)
 
 
 def _manifestations(figures: Figures) -> str:
@@ -132,89 +171,79 @@ def _manifestations(figures: Figures) -> str:
             label.title,
             f"{entry['n_present']} of {entry['n_scans']}",
             str(entry["n_groups"]),
-            _interval(entry["auc"], entry["auc_95"]),
-            f"{_number(entry['auc_without_healthy_scans'])} ({entry['n_absent_without_healthy_scans']} negatives)",
-            _number(entry["accuracy"]),
-            _number(entry["sensitivity"]),
-            _number(entry["specificity"]),
-            _number(entry["ece"]),
+            interval(entry["auc"], entry["auc_95"]),
+            f"{number(entry['auc_without_healthy_scans'])} ({entry['n_absent_without_healthy_scans']} negatives)",
+            *metric_cells(entry),
+            number(entry["ece"]),
         ]
         for label in MANIFESTATIONS
         for entry in [figures[label.name]]
     ]
-    header = [
-        "label", "present", "groups", "AUC", "AUC inside its source", "accuracy", "sensitivity", "specificity",
-        "calibration error",
-    ]  # fmt: skip
+    rows.append(["Overall (mean)", *[""] * 4, *metric_cells(figures[OVERALL]), ""])
+    titles = METRIC_TITLES.values()
+    header = ["label", "present", "groups", "AUC", "AUC inside its source", *titles, "calibration error"]
     return (
         "## Stage 2, manifestations\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + "\nEach label is measured where it is annotated. Most negatives are healthy slices of another source, so the"
-        " AUC is partly that of telling sources apart; the next column leaves them out.\n"
+        " AUC is partly that of telling sources apart; the next column leaves them out.\n\n"
+        + _images(MANIFESTATION_STEP.model)
     )
 
 
+def _images(model: str) -> str:
+    """The plots of a stage; `train.gallery` writes them beside the report."""
+    lines = [
+        f"![{caption}]({IMAGES_FOLDER.as_posix()}/{stem}.svg)\n\n*{caption}.*\n"
+        for stem, caption in CAPTIONS.items()
+        if stem.startswith(model)
+    ]
+    return "\n".join(lines)
+
+
 def _segmentation(results: Mapping[str, Figures]) -> str:
-    rows = []
+    rows, pixels = [], []
     for stream in STREAMS:
         for label in MANIFESTATIONS:
             entry = results[segmentation_model(stream.name)].get(label.name)
             if entry is None:
                 continue
+            kind = "all-class" if stream == ALL_STREAM else "specialised"
             rows.append(
                 [
                     label.title,
-                    "all-class" if stream.name == "all" else "specialised",
+                    kind,
                     f"{entry['n_slices_with_it']} of {entry['n_slices']}",
                     str(entry["n_groups"]),
-                    _interval(entry["dice"], entry["dice_95"]),
-                    _number(entry["iou"]),
-                    _number(entry["dice_mean_of_slices_with_it"]),
-                    _interval(entry["nsd"], entry["nsd_95"]),
-                    _interval(entry["hd95_px"], entry["hd95_px_95"], digits=1),
-                    _number(entry["dice_of_marking_everything"]),
-                    f"{100 * entry['marked_fraction_of_healthy_slices']:.2f} %",
+                    interval(entry["dice"], entry["dice_95"]),
+                    number(entry["iou"]),
+                    number(entry["dice_mean_of_slices_with_it"]),
+                    interval(entry["nsd"], entry["nsd_95"]),
+                    interval(entry["hd95_px"], entry["hd95_px_95"], digits=1),
+                    number(entry["dice_of_marking_everything"]),
+                    percent(entry.get("marked_fraction_of_healthy_slices")),
                 ]
             )
+            pixels.append([label.title, kind, *(number(entry.get(name)) for name in _PIXEL_METRICS)])
     rows.sort(key=lambda row: row[0])
+    pixels.sort(key=lambda row: row[0])
     header = [
         "class", "stream", "slices with it", "groups", "Dice, pooled", "IoU", "Dice, mean of slices",
         f"surface Dice at {TOLERANCE_PX:g} px", "HD95, px", "marking everything", "of a healthy slice",
     ]  # fmt: skip
+    overall = results[segmentation_model(ALL_STREAM.name)][OVERALL]
     return (
         "## Stage 3, segmentation\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + "\nPooled over pixels that are annotated for the class. *Marking everything* is what chance would get; *of a"
-        " healthy slice* is the part of its pixels marked by mistake. Inf-Net reports a Dice of 0.646 for ground-glass"
-        " and 0.238 for consolidation on the 48 test slices of which 24 are here.\n\n*Surface Dice* is the part of both"
+        " healthy slice* is the part of its pixels marked by mistake.\n\n*Surface Dice* is the part of both"
         " outlines that lies within the tolerance of the other one, *HD95* the 95th percentile of the distance between"
         " them, in pixels of the 512x512 model space (`train/surface.py`). Both are means over the slices in which the"
-        " class is annotated or answered; where only one of the two is, they are 0 and the image's diagonal, 724 px.\n"
-    )
-
-
-def _paper_task1(results: Mapping[str, Figures]) -> str:
-    rows = []
-    for name, figures in results.items():
-        for key in ("accuracy", "sensitivity", "f1", "mcc"):
-            rows.append(
-                [
-                    name,
-                    key.upper() if len(key) < 4 else key,
-                    _number(figures["paper_reports"].get(key)),
-                    _number(figures["paper"][key]),
-                    _number(figures["patients"][key]),
-                ]
-            )
-    header = ["run", "figure", "paper", "ours, paper's protocol", "ours, by patient"]
-    copies = next(iter(results.values()))["copies"]
-    return (
-        "## The paper's Task 1, its own recipe\n\n"
-        + _table(header, rows)
-        + "\nFrozen ImageNet Inception-v3, last layer retrained (`train/paper_task1.py`; Tables 2 to 4), mean of five"
-        " draws. *Paper's protocol* puts each scan and its augmented copies in one bag and tests on a random 9 % of it;"
-        f" *by patient* keeps patients apart. {copies} copies a scan here, 34 in the paper; our scans are not the"
-        " paper's, and features end at mixed8, since the weights at hand lack two later convolutions.\n"
+        " class is annotated or answered; where only one of the two is, they are 0 and the image's diagonal, 724 px."
+        "\n\n"
+        + "Every metric of the paper (Eqs. 3 to 10), of pixels; F1 is the Dice coefficient:\n\n"
+        + table(["class", "stream", *_PIXEL_METRICS.values()], pixels)
+        + f"\nAll-class stream, mean over its classes: Dice {number(overall['dice'])}, mIoU {number(overall['iou'])}.\n"
     )
 
 
@@ -226,7 +255,7 @@ def _left_out(results: Mapping[str, Figures]) -> str:
         "## Test scans left out\n\nThey look like a scan of another split: a copy, or a slice of the same patient from"
         " a source without patient ids. No figure above counts them; [leaks.md](leaks.md) names them.\n\n"
     )
-    return text + (_table(["model", "source", "test scans"], rows) if rows else "None.\n")
+    return text + (table(["model", "source", "test scans"], rows) if rows else "None.\n")
 
 
 def leaks_markdown(leaks: Mapping[str, Sequence[Leak]]) -> str:
@@ -244,7 +273,7 @@ def leaks_markdown(leaks: Mapping[str, Sequence[Leak]]) -> str:
         counts = ", ".join(f"{source}: {n}" for source, n in by_source(found, "test").items())
         parts.append(f"{len(found)} pairs. Test scans left out: {counts or 'none'}.\n")
         rows = [[f"{k.correlation:.3f}", k.a.name, k.a.split, k.b.name, k.b.split] for k in found]
-        parts.append(_table(["correlation", "scan", "split", "looks like", "split"], rows))
+        parts.append(table(["correlation", "scan", "split", "looks like", "split"], rows))
     return "\n".join(parts)
 
 
@@ -253,4 +282,4 @@ def _models(provenances: Mapping[str, Provenance]) -> str:
         [name, p.experiment, f"{p.parameters:,}", p.precision, p.created, p.data_fingerprint[:12]]
         for name, p in provenances.items()
     ]
-    return "## What was measured\n\n" + _table(["model", "run", "parameters", "precision", "date", "data"], rows)
+    return "## What was measured\n\n" + table(["model", "run", "parameters", "precision", "date", "data"], rows)

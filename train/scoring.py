@@ -7,23 +7,34 @@ published ONNX, or Triton.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from sklearn.metrics import roc_auc_score
 
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from train.batches import Arrays
 from train.data import UNKNOWN, Example
-from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix, expected_calibration_error
+from train.metrics import (
+    BinaryCounts,
+    balanced_accuracy,
+    calibration_bins,
+    confusion_matrix,
+    expected_calibration_error,
+    mean_of_classes,
+    one_against_rest,
+)
 from train.surface import TOLERANCE_PX, SurfaceScores, surface_scores
 from train.targets import Code, admissible_table, certain_and_known, class_names
 
 BOOTSTRAP_ROUNDS: Final = 1000
 INTERVAL_PERCENTILES: Final = (2.5, 97.5)
 DECISION_THRESHOLD: Final = 0.5
+OVERALL: Final = "overall"
+"""Beside the labels or classes: the mean over them."""
 Json = Any
 
 
@@ -63,6 +74,10 @@ def grouped_interval(
     return [float(v) for v in np.percentile(finite, INTERVAL_PERCENTILES)] if finite.size else [math.nan] * 2
 
 
+def _share(right: Bool[np.ndarray, " n"]) -> float:
+    return float(right.mean()) if right.size else math.nan
+
+
 def _auc(truth: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
     return float(roc_auc_score(truth, score)) if 0 < truth.sum() < truth.size else math.nan
 
@@ -93,25 +108,47 @@ def score_recognition(examples: Sequence[Example], answers: Float[np.ndarray, "n
             "four_classes": {
                 "n_scans": len(rows),
                 "n_groups": len(set(groups[rows])),
-                "accuracy": right.mean(),
+                "accuracy": _share(right),
                 "accuracy_95": grouped_interval(groups[rows], lambda i, r=right: float(r[i].mean())),  # type: ignore[misc]
                 "balanced_accuracy": balanced_accuracy(matrix),
                 "ece": expected_calibration_error(answers[rows].max(axis=1), right),
-                "majority_class_accuracy": matrix.sum(axis=1).max() / matrix.sum(),
+                "majority_class_accuracy": _share(truth == matrix.sum(axis=1).argmax()),
                 "confusion_true_by_predicted": matrix,
+                "by_class": _by_class(matrix),
+                "mean_of_classes": mean_of_classes(one_against_rest(matrix)),
+                "reliability": calibration_bins(answers[rows].max(axis=1), right),
                 "by_source": _by_source([examples[i] for i in rows], right),
             },
             "covid19_or_not": _covid_or_not(examples, targets, answers, np.flatnonzero(modality == name), covid),
         }
-    normal = DIAGNOSIS_NAMES.index("normal")
-    rows = np.flatnonzero((modality == "xray") & ((targets[:, covid] == 1) | (targets[:, normal] == 1)) & one_answer)
-    right = (answers[rows, covid] > answers[rows, normal]) == (targets[rows, covid] == 1)
-    result["xray"]["covid19_against_normal"] = {
-        "n_scans": len(rows),
-        "accuracy": right.mean(),
-        "accuracy_95": grouped_interval(groups[rows], lambda i: float(right[i].mean())),
-    }
+    pair = covid, DIAGNOSIS_NAMES.index("normal")
+    either = one_answer & (targets[:, pair].sum(axis=1) == 1)
+    for name, rows in (("xray", either & (modality == "xray")), ("ct", either & (modality == "ct")), ("both", either)):
+        result.setdefault(name, {})["covid19_against_normal"] = _against(targets, answers, groups, rows, *pair)
     return dict(clean(result))
+
+
+def _by_class(matrix: Int[np.ndarray, "truth predicted"]) -> dict[str, Json]:
+    """Of the classes that occur."""
+    counts = zip(DIAGNOSIS_NAMES, one_against_rest(matrix), strict=True)
+    return {name: {"n": c.tp + c.fn, **c.classification()} for name, c in counts if c.tp + c.fn}
+
+
+def _against(
+    targets: np.ndarray, answers: np.ndarray, groups: np.ndarray, chosen: np.ndarray, positive: int, negative: int
+) -> dict[str, Json]:
+    """The paper's two classes: which of the two is likelier, whatever the others are."""
+    rows = np.flatnonzero(chosen)
+    truth, predicted = targets[rows, positive] == 1, answers[rows, positive] > answers[rows, negative]
+    right = truth == predicted
+    counts = BinaryCounts.of(truth, predicted)
+    return {
+        "n_scans": len(rows),
+        "n_groups": len(set(groups[rows])),
+        **counts.classification(),
+        "accuracy_95": grouped_interval(groups[rows], lambda i: float(right[i].mean())),
+        "confusion_true_by_predicted": [[counts.tp, counts.fn], [counts.fp, counts.tn]],
+    }
 
 
 def _covid_or_not(
@@ -127,20 +164,21 @@ def _covid_or_not(
         "n_groups": len(set(groups)),
         "auc": _auc(truth, score),
         "auc_95": grouped_interval(groups, lambda i: _auc(truth[i], score[i])),
-        "accuracy": counts.accuracy,
-        "sensitivity": counts.sensitivity,
-        "specificity": counts.specificity,
-        "mcc": counts.mcc,
+        **counts.classification(),
         "by_source": _by_source([examples[i] for i in rows], right),
     }
 
 
 def score_manifestations(examples: Sequence[Example], answers: Float[np.ndarray, "n 3"]) -> dict[str, Json]:
-    """Each label on the slices where it is labelled, and without the healthy slices, which come from elsewhere."""
+    """Each label on the slices where it is labelled, and without the healthy slices, which come from elsewhere.
+
+    `OVERALL` is the mean over the labels.
+    """
     targets = np.array([e.target for e in examples])
     groups = np.array([e.group for e in examples])
     healthy = np.array([e.source.startswith("healthy") for e in examples])
     result: dict[str, Json] = {}
+    labels = []
     for i, name in enumerate(MANIFESTATION_NAMES):
         rows = np.flatnonzero(targets[:, i] != UNKNOWN)
         inside = np.flatnonzero((targets[:, i] != UNKNOWN) & ~healthy)
@@ -155,12 +193,12 @@ def score_manifestations(examples: Sequence[Example], answers: Float[np.ndarray,
             "auc_without_healthy_scans": _auc(targets[inside, i].astype(int), answers[inside, i]),
             "n_absent_without_healthy_scans": int((targets[inside, i] == 0).sum()),
             "ece": expected_calibration_error(score, truth == 1),
-            "accuracy": counts.accuracy,
-            "sensitivity": counts.sensitivity,
-            "specificity": counts.specificity,
-            "precision": counts.precision,
-            "f1": counts.f1,
+            **counts.classification(),
+            "confusion_true_by_predicted": [[counts.tp, counts.fn], [counts.fp, counts.tn]],
+            "reliability": calibration_bins(score, truth == 1),
         }
+        labels.append(counts)
+    result[OVERALL] = mean_of_classes(labels)
     return dict(clean(result))
 
 
@@ -176,30 +214,51 @@ def score_segmentation(arrays: Arrays, masks: UInt8[np.ndarray, "n h w"], stream
 
     Returns:
         By class: figures, the Dice of calling every labelled pixel the class (what chance gets), and the marked part
-        of healthy slices, where nothing should be.
+        of healthy slices, where nothing should be. `OVERALL` holds the mean Dice and IoU over the classes.
+
+    Raises:
+        ValueError: If the arrays have no codes.
     """
-    if arrays.codes is None:
-        raise ValueError("expected arrays with codes, got none")
-    certain, sure = certain_and_known(admissible_table(stream))
     healthy = np.array([e.codes[0][1] == Code.HEALTHY for e in arrays.examples])
     result: dict[str, Json] = {}
     for class_id, name in enumerate(class_names(stream)[1:], start=1):
-        known = sure[:, class_id]
-        pairs = []
-        for codes, mask in zip(arrays.codes, masks, strict=True):
-            valid = known[codes]
-            pairs.append((certain[codes, class_id] & valid, (mask == class_id) & valid))
-        # Slices whose source annotates this class at all: those of other datasets have no certain pixel of it.
-        sources = {e.source for e, (truth, _) in zip(arrays.examples, pairs, strict=True) if truth.any()}
-        rows = [i for i, e in enumerate(arrays.examples) if e.source in sources]
-        groups = [arrays.examples[i].group for i in rows]
+        pairs = mask_pairs(arrays, masks == class_id, stream, class_id)
+        groups = [arrays.examples[i].group for i in pairs]
         result[name] = {
-            **_class_scores([BinaryCounts.of(*pairs[i]) for i in rows], groups),
-            **_outline_scores([surface_scores(*pairs[i]) for i in rows], groups),
+            **_class_scores([BinaryCounts.of(*pair) for pair in pairs.values()], groups),
+            "slices_by_source": dict(sorted(Counter(arrays.examples[i].source for i in pairs).items())),
+            **_outline_scores([surface_scores(*pair) for pair in pairs.values()], groups),
         }
         if healthy.any():
             result[name]["marked_fraction_of_healthy_slices"] = float((masks[healthy] == class_id).mean())
+    result[OVERALL] = {key: float(np.mean([entry[key] for entry in result.values()])) for key in ("dice", "iou")}
     return dict(clean(result))
+
+
+def mask_pairs(
+    arrays: Arrays, answered: Bool[np.ndarray, "n h w"], stream: str, class_id: int
+) -> dict[int, tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]]:
+    """What was annotated and what was answered of one class, by row of the slices whose source annotates it.
+
+    Args:
+        arrays: Slices with codes.
+        answered: Where the class was answered.
+        stream: Whose meaning of the codes.
+        class_id: The class in that stream.
+
+    Returns:
+        Truth and answer, both without the pixels that are not labelled for the class.
+
+    Raises:
+        ValueError: If the arrays have no codes.
+    """
+    if arrays.codes is None:
+        raise ValueError("expected arrays with codes, got none")
+    certain, sure = (table[:, class_id] for table in certain_and_known(admissible_table(stream)))
+    pairs = [(certain[c] & sure[c], a & sure[c]) for c, a in zip(arrays.codes, answered, strict=True)]
+    # Slices of other sources have no certain pixel of the class.
+    sources = {e.source for e, (truth, _) in zip(arrays.examples, pairs, strict=True) if truth.any()}
+    return {i: pairs[i] for i, e in enumerate(arrays.examples) if e.source in sources}
 
 
 def _class_scores(counts: Sequence[BinaryCounts], groups: Sequence[str]) -> dict[str, Json]:
@@ -218,8 +277,7 @@ def _class_scores(counts: Sequence[BinaryCounts], groups: Sequence[str]) -> dict
         "dice_95": grouped_interval(groups, lambda i: pooled(i).dice),
         "dice_mean_of_slices_with_it": float(np.mean(with_class)) if with_class else math.nan,
         "iou": total.iou,
-        "sensitivity": total.sensitivity,
-        "precision": total.precision,
+        **{key: value for key, value in total.classification().items() if key != "f1"},
         "dice_of_marking_everything": everything.dice,
     }
 

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from serving import phantom
 from train import data, fit, paper_task1
 from train.data import Example
+from train.metrics import CLASSIFICATION_METRICS
 from train.paper_task1 import RECIPES, Recipe, balanced_rows, bottleneck, retrain_last_layer, run, split
 
 _TARGETS = {"covid19": (1.0, 0, 0, 0), "normal": (0, 1.0, 0, 0)}
@@ -63,16 +64,37 @@ def test_what_tells_the_classes_apart_is_found_under_both() -> None:
 
 def test_a_patients_scans_and_copies_are_on_one_side() -> None:
     examples = _examples(40)
-    train, test = split(examples, 3, "patients", np.random.default_rng(0))
-    assert {examples[i].split for i in train[:, 0]} == {"train"}
-    assert {examples[i].split for i in test[:, 0]} == {"test"}
-    assert set(test[:, 1].tolist()) == {0}
+    examples[1] = dataclasses.replace(examples[1], split="val")
+    parts = split(examples, 3, "patients", np.random.default_rng(0))
+    for name, pairs in parts.items():
+        assert {examples[i].split for i in pairs[:, 0]} == {name}
+        assert set(pairs[:, 1].tolist()) == ({0, 1, 2} if name == "train" else {0})
 
 
 def test_the_papers_test_set_is_its_share_of_all_copies() -> None:
-    train, test = split(_examples(100), 10, "paper", np.random.default_rng(0))
-    assert len(test) == round(1000 * 955 / 10573)
-    assert len({tuple(pair) for pair in np.concatenate([train, test]).tolist()}) == 1000
+    parts = split(_examples(100), 10, "paper", np.random.default_rng(0))
+    assert len(parts["test"]) == len(parts["val"]) == round(1000 * 955 / 10573)
+    assert len({tuple(pair) for pair in np.concatenate([*parts.values()]).tolist()}) == 1000
+
+
+def test_each_run_says_how_well_it_fits_what_it_was_trained_on_and_what_it_was_not() -> None:
+    examples = [dataclasses.replace(e, split="val") if i % 4 == 1 else e for i, e in enumerate(_examples(80))]
+    signal = np.array([[e.target[0]] for e in examples])[:, None]
+    figures = run(_TINY, examples, np.repeat(signal, 2, axis=1).astype(np.float32))
+    for protocol in ("paper", "patients"):
+        side = figures[protocol]
+        assert side["train_accuracy"] == side["validation_accuracy"] == 1
+        assert 0 < side["train_cross_entropy"] < 0.2
+        assert [r["accuracy"] for r in side["runs"]] == side["accuracy_of_runs"]
+        mean = np.mean([r["validation_cross_entropy"] for r in side["runs"]])
+        assert side["validation_cross_entropy"] == pytest.approx(mean, abs=1e-3)
+        assert set(CLASSIFICATION_METRICS) <= set(side["runs"][0])
+
+
+def test_what_was_not_kept_apart_has_no_figures() -> None:
+    figures = run(_TINY, _examples(40), np.ones((40, 1, 2), np.float32))
+    assert figures["patients"]["validation_accuracy"] is None
+    assert figures["patients"]["n_validation"] == 0
 
 
 def test_modalities_give_as_many_scans_each() -> None:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import metrics as reference
 
 from train.batches import Arrays
 from train.data import UNKNOWN, Example
@@ -45,6 +46,38 @@ def test_recognition_keeps_modalities_apart_and_not_covid_out_of_four_classes():
     assert figures["ct"]["covid19_or_not"]["auc"] == 1.0
 
 
+def test_two_classes_are_told_apart_by_the_likelier_of_the_two_over_both_kinds_of_scan():
+    rng = np.random.default_rng(3)
+    targets = [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 1, 1, 1)]
+    examples = [_example(i, "ct" if i % 3 else "xray", targets[i % 4]) for i in range(240)]
+    answers = rng.dirichlet(np.ones(4), 240) + 0.3 * np.array([e.target for e in examples])
+    figures = score_recognition(examples, answers)
+    chosen = [i for i in range(240) if i % 4 < 2]
+    truth = np.array([i % 4 == 0 for i in chosen])
+    predicted = answers[chosen, 0] > answers[chosen, 1]
+    two = figures["both"]["covid19_against_normal"]
+    assert two["n_scans"] == 120
+    assert two["n_scans"] == sum(figures[m]["covid19_against_normal"]["n_scans"] for m in ("xray", "ct"))
+    assert two["accuracy"] == pytest.approx(reference.accuracy_score(truth, predicted), abs=1e-4)
+    assert two["sensitivity"] == pytest.approx(reference.recall_score(truth, predicted), abs=1e-4)
+    assert two["precision"] == pytest.approx(reference.precision_score(truth, predicted), abs=1e-4)
+    assert two["f1"] == pytest.approx(reference.f1_score(truth, predicted), abs=1e-4)
+    assert two["mcc"] == pytest.approx(reference.matthews_corrcoef(truth, predicted), abs=1e-4)
+    order = reference.confusion_matrix(truth, predicted, labels=[True, False])
+    assert two["confusion_true_by_predicted"] == order.tolist()
+
+
+def test_four_classes_have_figures_each_and_in_the_mean():
+    examples = [_example(i, "xray", tuple(float(i % 4 == c) for c in range(4))) for i in range(40)]
+    answers = np.array([e.target for e in examples])
+    answers[0] = (0, 1, 0, 0)
+    figures = score_recognition(examples, answers)["xray"]["four_classes"]
+    assert figures["by_class"]["covid19"]["sensitivity"] == 0.9
+    assert figures["by_class"]["normal"]["precision"] == pytest.approx(10 / 11, abs=1e-4)
+    assert figures["mean_of_classes"]["sensitivity"] == pytest.approx((0.9 + 3) / 4, abs=1e-4)
+    assert sum(n for n, _, _ in figures["reliability"]) == 40
+
+
 def test_manifestations_are_judged_where_they_are_labelled():
     examples = [
         _example(0, "ct", (1, 0, UNKNOWN)),
@@ -58,6 +91,10 @@ def test_manifestations_are_judged_where_they_are_labelled():
     assert figures["ground_glass"]["auc"] == 1.0
     assert figures["pleural_effusion"]["n_scans"] == 2
     assert figures["pleural_effusion"]["auc"] == 0.0
+    assert figures["pleural_effusion"]["confusion_true_by_predicted"] == [[1, 0], [1, 0]]
+    # Consolidation was never present: the mean is over the other two.
+    assert figures["overall"]["sensitivity"] == 1.0
+    assert figures["overall"]["accuracy"] == 0.75
 
 
 def test_segmentation_counts_annotated_pixels_only():
@@ -76,6 +113,27 @@ def test_segmentation_counts_annotated_pixels_only():
     assert figures["ground_glass"]["dice"] == pytest.approx(2 * 16 / (2 * 16 + 16), abs=1e-4)
     assert figures["ground_glass"]["n_slices"] == 1
     assert figures["pleural_effusion"]["dice"] == 1.0
+    assert figures["pleural_effusion"]["slices_by_source"] == {"nsclc": 1}
+    # Nobody annotated consolidation, so there is no mean over the three.
+    assert figures["overall"] == {"dice": None, "iou": None}
+
+
+def test_pixels_are_counted_as_scikit_learn_counts_them():
+    rng = np.random.default_rng(4)
+    codes = np.where(rng.random((3, 20, 20)) < 0.3, Code.GROUND_GLASS, Code.MEDSEG_BACKGROUND).astype(np.uint8)
+    masks = ((codes == Code.GROUND_GLASS) ^ (rng.random(codes.shape) < 0.2)).astype(np.uint8)
+    examples = [_example(i, "ct", (), "s", ((0, Code.MEDSEG_BACKGROUND), (1, Code.GROUND_GLASS))) for i in range(3)]
+    figures = score_segmentation(Arrays(examples, np.zeros_like(codes), codes), masks, "ground_glass")["ground_glass"]
+    truth, predicted = (codes == Code.GROUND_GLASS).ravel(), masks.ravel() == 1
+    for name, expected in (
+        ("dice", reference.f1_score(truth, predicted)),
+        ("iou", reference.jaccard_score(truth, predicted)),
+        ("accuracy", reference.accuracy_score(truth, predicted)),
+        ("specificity", reference.recall_score(~truth, ~predicted)),
+        ("mcc", reference.matthews_corrcoef(truth, predicted)),
+        ("false_positive_rate", 1 - reference.recall_score(~truth, ~predicted)),
+    ):
+        assert figures[name] == pytest.approx(expected, abs=1e-4)
 
 
 def test_outlines_are_compared_where_the_class_is_annotated_only():
