@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from serving.labels import MANIFESTATION_NAMES
 from train.batches import Predictor
+from train.callbacks import LOG_FILE
 from train.figures import draw_curves, draw_results, read_log, save
-from train.fit import LOG_FILE
 from train.panels import draw_panel
 from train.streams import Masks
 

@@ -18,6 +18,7 @@ from train.markdown import METRIC_TITLES, interval, metric_cells, number, percen
 from train.paper_task1 import NAME as PAPER_TASK1
 from train.provenance import Provenance
 from train.report_paper import paper_sections
+from train.report_trials import ablation_section, task2_section, task3_section
 from train.report_tta import NAME as TEST_TIME
 from train.report_tta import augmented_section
 from train.scoring import OVERALL
@@ -25,7 +26,9 @@ from train.surface import TOLERANCE_PX
 
 Figures = Mapping[str, Any]
 
-_SECTIONS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType({})
+_SECTIONS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
+    {"paper_task2": task2_section, "paper_task3": task3_section, "ablation": ablation_section}
+)
 """Sections made of further reports, by the stem of their file: to add one, name its function here."""
 OTHERS: Final = (PAPER_TASK1, TEST_TIME, *_SECTIONS)
 _MODALITIES: Final = {"xray": "X-ray", "ct": "CT"}
