@@ -34,7 +34,13 @@ def register(app: typer.Typer) -> None:
             "lungstreams train NAME --no-resume",
         )
     )(train)
-    app.command(epilog=examples("lungstreams evaluate", "lungstreams evaluate runs/recognition_first"))(evaluate)
+    app.command(
+        epilog=examples(
+            "lungstreams evaluate",
+            "lungstreams evaluate runs/recognition_first",
+            "lungstreams evaluate --confounds --through-triton",
+        )
+    )(evaluate)
     app.command(epilog=examples("lungstreams export runs/recognition_first"))(export)
     app.command(
         epilog=examples(
@@ -73,9 +79,21 @@ def evaluate(
         typer.Argument(metavar="RUN...", help="Folders of runs. [dim]Default: what is published[/dim]"),
     ] = None,
     data: Data = None,
+    confounds: Annotated[
+        bool, typer.Option("--confounds", help="Also test how much the source of a scan explains; docs/confounds.json.")
+    ] = False,
+    through_triton: Annotated[
+        bool,
+        typer.Option(
+            "--through-triton", help="Also ask the embedded Triton and compare its answers; docs/triton_parity.json."
+        ),
+    ] = False,
 ) -> None:
-    """Measure runs on patients that they never saw; without any, what is published, into docs/results.md."""
-    extra("train.evaluate").main(runs or [], data)
+    """Measure runs on patients that they never saw; without any, what is published, into docs/results.md.
+
+    Exit code 2 if --through-triton finds answers or figures that differ.
+    """
+    extra("train.evaluate").main(runs or [], data, confounds=confounds, triton=through_triton)
 
 
 def export(

@@ -8,7 +8,12 @@ from typing import Any
 from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAMS
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION, segmentation_model
 from train.leaks import LEFT_OUT, LOOK_CORRELATION, Leak, by_source
+from train.markdown import interval as _interval
+from train.markdown import number as _number
+from train.markdown import table as _table
 from train.provenance import Provenance
+from train.report_confounds import confounds_markdown
+from train.report_triton import triton_markdown
 from train.surface import TOLERANCE_PX
 
 Figures = Mapping[str, Any]
@@ -35,6 +40,8 @@ def results_markdown(
     results: Mapping[str, Figures],
     provenances: Mapping[str, Provenance],
     paper_task1: Mapping[str, Figures] | None = None,
+    confounds: Figures | None = None,
+    triton: Figures | None = None,
 ) -> str:
     """The report on everything that is published.
 
@@ -42,6 +49,8 @@ def results_markdown(
         results: Figures by model.
         provenances: Of the same models.
         paper_task1: Figures of `train.paper_task1`, if that was run.
+        confounds: Figures of `train.confounds`, if that was run.
+        triton: Figures of `train.through_triton`, if that was run.
     """
     parts = [
         _HEAD,
@@ -50,22 +59,11 @@ def results_markdown(
         _segmentation(results),
         _left_out(results),
         *([_paper_task1(paper_task1)] if paper_task1 else []),
+        *([confounds_markdown(confounds)] if confounds else []),
+        *([triton_markdown(triton)] if triton else []),
         _models(provenances),
     ]
     return "\n".join(parts)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(value: float | None, bounds: list[float | None], digits: int = 3) -> str:
-    return f"{_number(value, digits)} [{_number(bounds[0], digits)}, {_number(bounds[1], digits)}]"
 
 
 def _recognition(figures: Figures) -> str:

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from serving.repository import DEFAULT_REPOSITORY
-from train.evaluate import published
-from train.paper_task1 import REPORT_FILE
+from train.evaluate import published, read_others
 from train.provenance import FILE_NAME, Provenance
 from train.report import results_markdown
 
@@ -22,9 +21,8 @@ def _committed() -> tuple[dict[str, dict[str, object]], dict[str, Provenance]]:
 
 
 def test_the_results_page_is_that_of_its_json_and_of_what_is_published() -> None:
-    task1 = DOCS / REPORT_FILE.name
-    paper = json.loads(task1.read_text(encoding="utf-8")) if task1.is_file() else None
-    assert (DOCS / "results.md").read_text(encoding="utf-8") == results_markdown(*_committed(), paper)
+    expected = results_markdown(*_committed(), **read_others(DOCS))
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == expected
 
 
 def test_the_papers_figures_stand_beside_ours() -> None:
