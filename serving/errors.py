@@ -90,7 +90,7 @@ class ExportError(LungstreamsError):
 
 
 class ParityError(ExportError):
-    """Keras and ONNX Runtime disagree on the same inputs."""
+    """Two forms of a model, or two ways of asking it, disagree on the same inputs."""
 
 
 class DatasetError(LungstreamsError):
