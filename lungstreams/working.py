@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
             "lungstreams evaluate",
             "lungstreams evaluate runs/recognition_first",
             "lungstreams evaluate --test-time-augmentation 51",
+            "lungstreams evaluate --confounds --through-triton",
         )
     )(evaluate)
     app.command(epilog=examples("lungstreams export runs/recognition_first"))(export)
@@ -111,9 +112,23 @@ def evaluate(
             "--test-time-augmentation", metavar="N", min=0, help="Average over N moved copies of each scan; paper: 51."
         ),
     ] = 0,
+    confounds: Annotated[
+        bool, typer.Option("--confounds", help="Also test how much the source of a scan explains; docs/confounds.json.")
+    ] = False,
+    through_triton: Annotated[
+        bool,
+        typer.Option(
+            "--through-triton", help="Also ask the embedded Triton and compare its answers; docs/triton_parity.json."
+        ),
+    ] = False,
 ) -> None:
-    """Measure runs on patients that they never saw; without any, what is published, into docs/results.md."""
-    extra("train.evaluate").main(runs or [], data, figures=figures, copies=copies)
+    """Measure runs on patients that they never saw; without any, what is published, into docs/results.md.
+
+    Exit code 2 if --through-triton finds answers or figures that differ.
+    """
+    extra("train.evaluate").main(
+        runs or [], data, figures=figures, copies=copies, confounds=confounds, triton=through_triton
+    )
 
 
 def export(

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
+import numpy as np
 from tritonclient import grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -149,6 +150,32 @@ class PipelineClient:
                 if isinstance(left, Future):
                     left.cancel()
 
+    def tensors(
+        self, data: bytes, modality: RequestedModality = "auto", thresholds: Mapping[str, float] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Send one scan as `predict` does and wait for what the ensemble answers itself.
+
+        For whoever compares models: masks are in model space, as they were computed. There is no deadline.
+
+        Args:
+            data: See `predict`.
+            modality: See `predict`.
+            thresholds: See `predict`.
+
+        Returns:
+            The outputs of `wire.wanted_outputs` by name, without the batch axis.
+
+        Raises:
+            LungstreamsError: As `predict` does.
+        """
+        asked = resolve_thresholds(thresholds)
+        scan = decode(data, modality)
+        try:
+            answer = self._triton.infer(**wire.request(data, scan.modality, asked))
+        except InferenceServerException as fault:
+            raise self._explain(fault) from fault
+        return _tensors(answer, scan)
+
     def is_ready(self) -> bool:
         """Whether the server answers and the ensemble is loaded. Never raises."""
         try:
@@ -196,15 +223,19 @@ class PipelineClient:
         # A report without times is better than none: the answer is there.
         with suppress(InferenceServerException):
             after = statistics.read_after(self._triton, before, models, _ADMIN_TIMEOUT_S)
-        names = [output.name for output in wire.wanted_outputs(scan.modality)]
         return build_report(
             scan,
-            {name: tensor[0] for name in names if (tensor := answer.as_numpy(name)) is not None},
+            _tensors(answer, scan),
             thresholds,
             models=statistics.versions(before, after, (*models, pipeline.ENSEMBLE_NAME)),
             latency_ms=latency_ms,
             stage_ms=statistics.stage_ms(before, after, models),
         )
+
+
+def _tensors(answer: triton_grpc.InferResult, scan: Scan) -> dict[str, np.ndarray]:
+    names = [output.name for output in wire.wanted_outputs(scan.modality)]
+    return {name: tensor[0] for name in names if (tensor := answer.as_numpy(name)) is not None}
 
 
 def _outcome(waiting: Future[CaseReport] | _OfOneScan) -> CaseReport | _OfOneScan:

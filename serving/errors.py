@@ -18,7 +18,7 @@
      |    +-- ServerStartError     the embedded server could not be started
      +-- RepositoryError           a folder that is no model repository of ours
      +-- ExportError               a model that may not be published
-     |    +-- ParityError          Keras and ONNX Runtime disagree
+     |    +-- ParityError          two forms of a model disagree
      +-- DatasetError              training data that is missing or not as its manifest says
 
 Messages say what was expected and what came.
@@ -90,7 +90,7 @@ class ExportError(LungstreamsError):
 
 
 class ParityError(ExportError):
-    """Keras and ONNX Runtime disagree on the same inputs."""
+    """Two forms of a model, or two ways of asking it, disagree on the same inputs."""
 
 
 class DatasetError(LungstreamsError):

@@ -21,11 +21,15 @@ from jaxtyping import Num, UInt8
 from serving import pipeline
 from serving.errors import DatasetError
 from serving.labels import ALL_STREAM, MANIFESTATION_NAMES, STREAM_NAMES
-from serving.pipeline import segmentation_model
+from serving.pipeline import RECOGNITION, segmentation_model
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
-from train import data, fit
+from train import data, fit, through_triton
 from train.batches import Arrays, Predictor, in_batches
 from train.callbacks import WEIGHTS_FILE
+from train.confounds import FILE_NAME as CONFOUNDS_FILE
+from train.confounds import Evidence
+from train.confounds import measure as measure_confounds
+from train.confounds import populations as read_populations
 from train.experiments import EXPERIMENTS, Experiment
 from train.failures import WORST_CASES, worst_diagnoses, worst_manifestations, worst_masks
 from train.gallery import IMAGES_FOLDER, write_curves, write_panels, write_plots
@@ -43,6 +47,8 @@ from train.tta import geometric, mean_answers
 EVALUATION_FILE: Final = "evaluation.json"
 LEAKS_FILE: Final = "leaks.md"
 RUNS_FOLDER: Final = Path("runs")
+CACHE: Final = RUNS_FOLDER / "cache"
+"""Of what is measured without a run's folder."""
 FIGURES_FOLDER: Final = Path("reports") / "figures"
 COPIES: Final = "test_time_copies"
 """Of a run's figures: how many copies of each scan they are the means over."""
@@ -165,6 +171,8 @@ def main(
     *,
     figures: Path = FIGURES_FOLDER,
     copies: int = 0,
+    confounds: bool = False,
+    triton: bool = False,
 ) -> dict[str, Any]:
     """Measure runs, or, without any, everything that is published.
 
@@ -176,16 +184,22 @@ def main(
         figures: Where plots and panels go. Panels show scans: a folder that git ignores. Runs get one each in it.
         copies: Test-time augmentation: moved copies of each scan to average over. A run's figures are then those of
             the means; of what is published they go to a JSON of their own.
+        confounds: Make the tests of `train.confounds` too, on what is published.
+        triton: Ask the embedded Triton too and hold its answers against these, see `train.through_triton`.
 
     Returns:
         Figures by run or by model.
 
     Raises:
-        DatasetError: If data or a run is missing, or a group or a file is in two splits.
+        DatasetError: If data or a run is missing, a group or a file is in two splits, or tests of what is published
+            are asked for of runs.
+        ParityError: If Triton's answers are others; after everything was written.
     """
     root = data.data_root(data_folder)
+    if runs and (confounds or triton):
+        raise DatasetError("confounds and Triton are about what is published: expected no runs beside them")
     if not runs:
-        return _evaluate_published(root, out, figures, copies)
+        return _evaluate_published(root, out, figures, copies, confounds=confounds, triton=triton)
     results: dict[str, Any] = {}
     for run in runs:
         experiment, model = trained(run)
@@ -202,22 +216,28 @@ def main(
     return results
 
 
-def _evaluate_published(root: Path, out: Path, figures: Path, copies: int) -> dict[str, Any]:
+def _evaluate_published(
+    root: Path, out: Path, figures: Path, copies: int, *, confounds: bool, triton: bool
+) -> dict[str, Any]:
     provenances, predictors, answered, means = {}, {}, {}, {}
     for model_name, folder in published(DEFAULT_REPOSITORY).items():
         provenances[model_name] = Provenance.from_json((folder / FILE_NAME).read_text(encoding="utf-8"))
         experiment = EXPERIMENTS[provenances[model_name].experiment]
         predict = predictors[model_name] = onnx_predictor(folder / ONNX_NAME, model_name)
-        answered[model_name] = ask(experiment, root, RUNS_FOLDER / "cache", predict)
+        answered[model_name] = ask(experiment, root, CACHE, predict)
         if copies:
             means[model_name] = mean_over_copies(answered[model_name], predict, copies)
         _log.info("%s measured", model_name)
     results = results_of(answered)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _write_json(out.with_suffix(".json"), results)
     if means:
-        report = augmented_report(results_of(means), provenances, copies)
-        out.with_name(f"{TEST_TIME}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write_json(out.with_name(f"{TEST_TIME}.json"), augmented_report(results_of(means), provenances, copies))
+    if confounds:
+        _write_json(out.with_name(CONFOUNDS_FILE), confounds_of(answered[RECOGNITION.model], root))
+    compared = through_triton.compare(answered, results, root) if triton else None
+    if compared is not None:
+        _write_json(out.with_name(through_triton.FILE_NAME), compared)
     out.write_text(results_markdown(results, provenances, read_others(out.parent)), encoding="utf-8")
     (out.parent / LEAKS_FILE).write_text(leaks_markdown(leaks_of(answered)), encoding="utf-8")
     write_plots(results, out.parent / IMAGES_FOLDER, ".svg")
@@ -225,7 +245,27 @@ def _evaluate_published(root: Path, out: Path, figures: Path, copies: int) -> di
     write_curves([RUNS_FOLDER / p.experiment for p in provenances.values()], figures)
     streams = {stream: predictors[segmentation_model(stream)] for stream in MANIFESTATION_NAMES}
     write_panels(_masks(answered)[0], streams, figures)
+    if compared is not None:
+        through_triton.refuse(compared)
     return results
+
+
+def confounds_of(model: Answered, root: Path) -> dict[str, Any]:
+    """The tests of `train.confounds` on the recognition model's answers.
+
+    Raises:
+        DatasetError: If the scans are not our own, or the ImageNet weights are missing.
+    """
+    populations = read_populations(root)
+    scans = fit.load(model.experiment, root, CACHE)
+    row = {example.name: i for i, example in enumerate(scans.examples)}
+    test = [row[example.name] for example in model.arrays.examples]
+    evidence = Evidence(scans.examples, scans.images, test, model.answers, model.leaks, populations)
+    return measure_confounds(evidence, root, CACHE)
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def results_of(answered: Mapping[str, Answered]) -> dict[str, Any]:

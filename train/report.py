@@ -17,8 +17,10 @@ from train.leaks import LEFT_OUT, LOOK_CORRELATION, Leak, by_source
 from train.markdown import METRIC_TITLES, interval, metric_cells, number, percent, table
 from train.paper_task1 import NAME as PAPER_TASK1
 from train.provenance import Provenance
+from train.report_confounds import confounds_markdown
 from train.report_paper import paper_sections
 from train.report_trials import ablation_section, task2_section, task3_section
+from train.report_triton import triton_markdown
 from train.report_tta import NAME as TEST_TIME
 from train.report_tta import augmented_section
 from train.scoring import OVERALL
@@ -27,7 +29,13 @@ from train.surface import TOLERANCE_PX
 Figures = Mapping[str, Any]
 
 _SECTIONS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
-    {"paper_task2": task2_section, "paper_task3": task3_section, "ablation": ablation_section}
+    {
+        "paper_task2": task2_section,
+        "paper_task3": task3_section,
+        "ablation": ablation_section,
+        "confounds": confounds_markdown,
+        "triton_parity": triton_markdown,
+    }
 )
 """Sections made of further reports, by the stem of their file: to add one, name its function here."""
 OTHERS: Final = (PAPER_TASK1, TEST_TIME, *_SECTIONS)

@@ -99,6 +99,25 @@ class TestPredict:
         image = preprocess(decode(xray, "xray"))
         np.testing.assert_allclose(list(report.diagnosis.values()), expected_means(image, QUADRANTS), atol=1e-4)
 
+    def test_the_ensembles_own_tensors_are_in_model_space(self, client: PipelineClient, ct: bytes, xray: bytes) -> None:
+        image = preprocess(decode(ct, "ct"))
+        tensors = client.tensors(ct, "ct", ALL_OPEN)
+        assert set(tensors) == {output.name for output in pipeline.ENSEMBLE_OUTPUTS}
+        np.testing.assert_allclose(tensors["diagnosis"], expected_means(image, QUADRANTS), atol=1e-4)
+        for stream in STREAM_NAMES:
+            np.testing.assert_array_equal(tensors[pipeline.mask_output(stream)], expected_mask(image, stream))
+        closed = client.tensors(ct, "ct", {**ALL_OPEN, "covid19": 1.0})
+        assert not closed["manifestations"].any()
+        assert set(client.tensors(xray, "xray")) == {"diagnosis"}
+
+    def test_tensors_fail_as_a_report_does(self, client: PipelineClient, dead_url: str, ct: bytes) -> None:
+        with pytest.raises(UnreadableScan):
+            client.tensors(b"broken")
+        with pytest.raises(RequestError):
+            client.tensors(ct, thresholds={"sneezing": 0.5})
+        with PipelineClient(dead_url) as lonely, pytest.raises(ServerUnreachable):
+            lonely.tensors(ct)
+
     def test_the_dicom_itself_says_what_it_is(self, client: PipelineClient) -> None:
         for modality in ("ct", "xray"):
             pixels = phantom.ct_slice(size_px=256).pixels if modality == "ct" else phantom.chest_xray(size_px=256)
