@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, fit
+from train import data, transfer
 from train.augmentation import Augmentation, random_affine, warp
 from train.batches import in_batches
 from train.data import Example, Split
@@ -311,7 +311,7 @@ def main(data_folder: Path | None, out: Path, report: Path = REPORT_FILE) -> dic
         DatasetError: If the scans or the ImageNet weights are missing.
     """
     root = data.data_root(data_folder)
-    weights = fit.imagenet_file(root)
+    weights = transfer.imagenet_file(root)
     examples = [e for e in data.recognition(root) if sum(e.target) == 1]
     n = max(recipe.copies for recipe in RECIPES)
     images, _ = data.load_all(examples, root, out / "cache", masks=False)

@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, fit
+from train import data, transfer
 from train.data import Example
 from train.digest import sha256_of
 from train.leaks import Leak
@@ -167,7 +167,7 @@ def features_of(
     Raises:
         DatasetError: If the ImageNet weights are missing.
     """
-    weights = fit.imagenet_file(root)
+    weights = transfer.imagenet_file(root)
     path = cache / f"{name}-{data.fingerprint(examples, root)[:16]}-{sha256_of(weights)[:8]}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

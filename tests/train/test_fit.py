@@ -15,7 +15,7 @@ import pytest
 
 from serving import phantom
 from serving.errors import DatasetError
-from train import experiments, fit
+from train import experiments, fit, transfer
 from train.callbacks import TENSORBOARD_FOLDER, validation_losses
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.evaluate import trained
@@ -238,7 +238,7 @@ def test_transfer_copies_what_fits_and_names_the_rest():
         return keras.Model(image, keras.layers.Dense(classes, name="head")(hidden))
 
     source, target = network(2), network(4)
-    assert fit.transfer(target, source) == ["head"]
+    assert transfer.transfer(target, source) == ["head"]
     assert np.array_equal(target.get_layer("hidden").get_weights()[0], source.get_layer("hidden").get_weights()[0])
 
 
@@ -246,13 +246,13 @@ def test_a_stream_takes_over_the_classes_that_it_shares_with_what_it_starts_from
     source = build_deeplab(DeepLabConfig(n_classes=4, input_hw=(32, 32), width=0.05))
     target = build_deeplab(DeepLabConfig(n_classes=2, input_hw=(32, 32), width=0.05))
     before = target.get_layer(CLASSIFIER_LAYER).get_weights()
-    assert fit.transfer(target, source) == [CLASSIFIER_LAYER]
-    assert fit.transfer_classes(target, ("background", "nodule"), source, class_names("all")) == ["nodule"]
+    assert transfer.transfer(target, source) == [CLASSIFIER_LAYER]
+    assert transfer.transfer_classes(target, ("background", "nodule"), source, class_names("all")) == ["nodule"]
     kernel, bias = target.get_layer(CLASSIFIER_LAYER).get_weights()
     source_kernel, source_bias = source.get_layer(CLASSIFIER_LAYER).get_weights()
     assert np.array_equal(kernel[..., 0], source_kernel[..., 0])
     assert np.array_equal(kernel[..., 1], before[0][..., 1])
-    assert fit.transfer_classes(target, class_names("consolidation"), source, class_names("all")) == []
+    assert transfer.transfer_classes(target, class_names("consolidation"), source, class_names("all")) == []
     kernel, bias = target.get_layer(CLASSIFIER_LAYER).get_weights()
     consolidation = class_names("all").index("consolidation")
     assert np.array_equal(kernel[..., 1], source_kernel[..., consolidation])
@@ -302,11 +302,11 @@ def test_a_mixture_is_of_our_own_sources(volumes, root):
 def test_imagenet_weights_lie_beside_our_own_scans(volumes, root, monkeypatch):
     monkeypatch.setenv("LUNGSTREAMS_DATA", str(root))
     with pytest.raises(DatasetError, match=r"expected the ImageNet weights at .* or under LUNGSTREAMS_DATA"):
-        fit.imagenet_file(volumes)
-    ours = root / fit.IMAGENET_FILE
+        transfer.imagenet_file(volumes)
+    ours = root / transfer.IMAGENET_FILE
     ours.parent.mkdir(exist_ok=True)
     ours.touch()
-    assert fit.imagenet_file(volumes) == ours
+    assert transfer.imagenet_file(volumes) == ours
 
 
 def test_precision_is_recorded_and_changes_what_layers_compute_in(root, tiny, tmp_path):

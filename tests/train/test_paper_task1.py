@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from serving import phantom
-from train import data, fit, paper_task1
+from train import data, paper_task1, transfer
 from train.data import Example
 from train.metrics import CLASSIFICATION_METRICS
 from train.paper_task1 import RECIPES, Recipe, balanced_rows, bottleneck, retrain_last_layer, run, split
@@ -127,7 +127,7 @@ def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image)))
     monkeypatch.setattr(paper_task1, "frozen_network", lambda _: network)
     monkeypatch.setattr(paper_task1, "sha256_of", lambda _: "digest")
-    monkeypatch.setattr(fit, "imagenet_file", lambda root: root / fit.IMAGENET_FILE)
+    monkeypatch.setattr(transfer, "imagenet_file", lambda root: root / transfer.IMAGENET_FILE)
     monkeypatch.setattr(data, "recognition", lambda _: examples)
     monkeypatch.setattr(data, "load_all", lambda *_, **__: (images, None))
     monkeypatch.setattr(data, "fingerprint", lambda *_: "fingerprint")
