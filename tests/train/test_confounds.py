@@ -277,11 +277,11 @@ def test_everything_is_measured(figures: confounds.Json) -> None:
 
 def test_the_words_follow_from_the_figures(figures: confounds.Json) -> None:
     page = confounds_markdown(figures)
-    assert "X-ray, 4 classes: more (+" in page
+    assert "X-ray, 4 classes, more often (+" in page
     assert "no other source has Viral pneumonia and Bacterial pneumonia" in page
     assert "| CT, COVID-19 or not | all | " in page
     other = copy.deepcopy(figures)
     other["source_only"]["xray_four_classes"]["gain"] = {"difference": -0.01, "difference_95": [-0.05, 0.03]}
-    assert "X-ray, 4 classes: the same within its interval (-0.010)" in confounds_markdown(other)
+    assert "X-ray, 4 classes, as often, within the interval (-0.010)" in confounds_markdown(other)
     other["source_only"]["xray_four_classes"]["gain"] = {"difference": -0.1, "difference_95": [-0.2, -0.05]}
-    assert "X-ray, 4 classes: less (-0.100)" in confounds_markdown(other)
+    assert "X-ray, 4 classes, less often (-0.100)" in confounds_markdown(other)
