@@ -128,7 +128,9 @@ def test_what_the_source_alone_gets_is_counted_on_the_test_scans() -> None:
     test = [e for e in scans if e.split == "test" and PAIR.truth(e) is not None]
     guess = [0 if origin(e) == "xray: A" else 1 for e in test]
     # Of "A via y" every other scan is normal, so there the majority is a tie, broken for the first class.
-    assert figures["source"]["accuracy"] == pytest.approx(np.mean([g == PAIR.truth(e) for g, e in zip(guess, test)]))  # noqa: B905
+    assert figures["source"]["accuracy"] == pytest.approx(
+        np.mean([g == PAIR.truth(e) for g, e in zip(guess, test, strict=True)])
+    )
     assert figures["model"]["accuracy"] == 1
     assert figures["gain"]["difference"] == pytest.approx(1 - figures["source"]["accuracy"])
     assert figures["population"]["n_scans"] == len(test)
