@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from serving.labels import DIAGNOSES
-from train.markdown import interval, number, table
+from train.markdown import NOTHING, interval, number, table
 
 Figures = Mapping[str, Any]
 
@@ -42,15 +42,20 @@ def _accuracy(entry: Figures) -> str:
 
 
 def _auc(entry: Figures) -> str:
-    return interval(entry.get("auc"), entry.get("auc_95", [None, None]))
+    return NOTHING if entry.get("auc") is None else interval(entry["auc"], entry["auc_95"])
+
+
+_MORE: Final = "more often"
+_LESS: Final = "less often"
+_AS_OFTEN: Final = "as often, within the interval"
 
 
 def _side(bounds: list[float | None]) -> str:
-    """What an interval of a difference says."""
+    """What the interval of a difference of accuracies says."""
     low, high = bounds
     if low is not None and low > 0:
-        return "more"
-    return "less" if high is not None and high < 0 else "the same within its interval"
+        return _MORE
+    return _LESS if high is not None and high < 0 else _AS_OFTEN
 
 
 def _source_only(parts: Figures) -> str:
@@ -58,7 +63,7 @@ def _source_only(parts: Figures) -> str:
     for name, title in _QUESTIONS.items():
         entry = parts[name]
         model, source, gain = entry["model"], entry["source"], entry["gain"]
-        population = _accuracy(entry["population"]) if "population" in entry else "n/a"
+        population = _accuracy(entry["population"]) if "population" in entry else NOTHING
         rows.append(
             [
                 title,
@@ -70,7 +75,7 @@ def _source_only(parts: Figures) -> str:
                 interval(gain["difference"], gain["difference_95"]),
             ]
         )
-        words.append(f"{title}: {_side(gain['difference_95'])} ({gain['difference']:+.3f})")
+        words.append(f"{title}, {_side(gain['difference_95'])} ({gain['difference']:+.3f})")
     header = [
         "question", "n", "most frequent class", "population alone", "source alone", "shipped model",
         "model minus source",
@@ -79,9 +84,9 @@ def _source_only(parts: Figures) -> str:
         "### The source alone, without looking at the scan\n\n"
         + table(header, rows)
         + "\nAccuracy. *Source alone* names the most frequent diagnosis of the scan's source among the training scans,"
-        " *population alone* that of children or of adults. Against the source alone the shipped model is right "
+        " *population alone* that of children or of adults. Beside the source alone the shipped model is right: "
         + "; ".join(words)
-        + ". What it has beyond the source is that difference; what it has up to there could be the source.\n"
+        + ". What accuracy it has up to there, the source alone would explain too.\n"
     )
 
 
@@ -149,7 +154,7 @@ def _left_out(parts: Figures, settings: Figures) -> str:
         "question", "source", "n", "accuracy, trained on too", "accuracy, never seen", "difference",
         "balanced, on and never", "AUC, on and never",
     ]  # fmt: skip
-    less, more = differences.count("less"), differences.count("more")
+    less, more = differences.count(_LESS), differences.count(_MORE)
     cannot = f" It can not be done for {'; '.join(impossible)}." if impossible else ""
     return (
         "### A source that was never seen\n\n"
@@ -158,7 +163,7 @@ def _left_out(parts: Figures, settings: Figures) -> str:
         f" scan by the one of {settings['folds']} regressions that saw no scan of its group. *Never seen*: by one that"
         " was trained on the other sources alone, without scans of the same groups and known look-alikes. An AUC is n/a"
         f" where the source has one of the two classes only. Of {len(differences)} sources and questions, {less} are"
-        f" answered less often right when the source was never seen, {more} more often, the others the same within"
+        f" answered right less often when the source was never seen, {more} more often, the others as often, within"
         f" their intervals.{cannot}\n"
     )
 

@@ -17,17 +17,15 @@ def triton_markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
     rows, headlines = [], []
     for model, entry in figures.items():
         pictures = entry["as_pictures_by_source"]
-        if "max_probability_difference" in entry:
-            apart = f"{entry['max_probability_difference']:.1e} of a probability"
-        else:
-            apart = f"{100 * entry['differing_part_of_mask_pixels']:.5f} % of the pixels"
+        apart = entry.get("max_probability_difference", entry.get("differing_part_of_mask_pixels"))
+        of = "of a probability" if "max_probability_difference" in entry else "of the masks' pixels"
         rows.append(
             [
                 model,
                 str(entry["n_scans"]),
                 str(entry["as_files"]),
                 "; ".join(f"{source}: {n}" for source, n in pictures.items()) or "none",
-                apart,
+                f"{apart:.1e} {of}" if apart else f"none {of}",
                 f"{len(entry['differing_figures'])} of {entry['n_figures']}",
                 "yes" if entry["agrees"] else "**no**",
             ]

@@ -128,7 +128,9 @@ def test_what_the_source_alone_gets_is_counted_on_the_test_scans() -> None:
     test = [e for e in scans if e.split == "test" and PAIR.truth(e) is not None]
     guess = [0 if origin(e) == "xray: A" else 1 for e in test]
     # Of "A via y" every other scan is normal, so there the majority is a tie, broken for the first class.
-    assert figures["source"]["accuracy"] == pytest.approx(np.mean([g == PAIR.truth(e) for g, e in zip(guess, test)]))  # noqa: B905
+    assert figures["source"]["accuracy"] == pytest.approx(
+        np.mean([g == PAIR.truth(e) for g, e in zip(guess, test, strict=True)])
+    )
     assert figures["model"]["accuracy"] == 1
     assert figures["gain"]["difference"] == pytest.approx(1 - figures["source"]["accuracy"])
     assert figures["population"]["n_scans"] == len(test)
@@ -277,11 +279,11 @@ def test_everything_is_measured(figures: confounds.Json) -> None:
 
 def test_the_words_follow_from_the_figures(figures: confounds.Json) -> None:
     page = confounds_markdown(figures)
-    assert "X-ray, 4 classes: more (+" in page
+    assert "X-ray, 4 classes, more often (+" in page
     assert "no other source has Viral pneumonia and Bacterial pneumonia" in page
     assert "| CT, COVID-19 or not | all | " in page
     other = copy.deepcopy(figures)
     other["source_only"]["xray_four_classes"]["gain"] = {"difference": -0.01, "difference_95": [-0.05, 0.03]}
-    assert "X-ray, 4 classes: the same within its interval (-0.010)" in confounds_markdown(other)
+    assert "X-ray, 4 classes, as often, within the interval (-0.010)" in confounds_markdown(other)
     other["source_only"]["xray_four_classes"]["gain"] = {"difference": -0.1, "difference_95": [-0.2, -0.05]}
-    assert "X-ray, 4 classes: less (-0.100)" in confounds_markdown(other)
+    assert "X-ray, 4 classes, less often (-0.100)" in confounds_markdown(other)
