@@ -243,8 +243,7 @@ def _evaluate_published(
     write_plots(results, out.parent / IMAGES_FOLDER, ".svg")
     write_plots(results, figures, ".png")
     write_curves([RUNS_FOLDER / p.experiment for p in provenances.values()], figures)
-    streams = {stream: predictors[segmentation_model(stream)] for stream in MANIFESTATION_NAMES}
-    write_panels(_masks(answered)[0], streams, figures)
+    draw_panels(answered, predictors, figures)
     if compared is not None:
         through_triton.refuse(compared)
     return results
@@ -278,6 +277,18 @@ def results_of(answered: Mapping[str, Answered]) -> dict[str, Any]:
     results[STREAMS_COMPARED] = compare_streams(*_masks(answered))
     results[WORST_CASES] = {name: _worst_cases(model) for name, model in answered.items()}
     return results
+
+
+def draw_panels(answered: Mapping[str, Answered], predictors: Mapping[str, Predictor], folder: Path) -> None:
+    """Some test slices with the masks of every stream; see `train.gallery.write_panels`.
+
+    Args:
+        answered: Of every published model, by its name.
+        predictors: Of the same models.
+        folder: One that git ignores: it shows scans.
+    """
+    streams = {stream: predictors[segmentation_model(stream)] for stream in MANIFESTATION_NAMES}
+    write_panels(_masks(answered)[0], streams, folder)
 
 
 def _masks(answered: Mapping[str, Answered]) -> tuple[Masks, dict[str, Masks]]:
