@@ -195,6 +195,7 @@ _RUNS: Final = (
         batch_size=16,
         learning_rate=1e-4,
         warmup_steps=100,
+        expect="best after 5 of 12 epochs, then overfits",
         cost="0.6 h",
     ),
     Experiment(
@@ -210,6 +211,7 @@ _RUNS: Final = (
         learning_rate=5e-5,
         warmup_steps=20,
         keeps_best_of="val_accuracy",
+        expect="X-ray accuracy 0.82 of four classes, CT AUC 0.90",
         cost="0.2 h",
     ),
     Experiment(
