@@ -82,6 +82,13 @@ def train(
     devices: Annotated[
         int, typer.Option(min=0, help="Accelerators that share a batch (needs KERAS_BACKEND=jax); 0 for all.")
     ] = 0,
+    imagenet: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|download|FILE",
+            help="ImageNet weights: the file beside the scans, those of keras.applications, or an .npz or .h5.",
+        ),
+    ] = "auto",
     list_experiments: Annotated[bool, typer.Option("--list", help="Show the experiments and what they cost.")] = False,
 ) -> None:
     """Train the model of an experiment; what it writes is a run, to be evaluated and exported."""
@@ -93,7 +100,13 @@ def train(
         extra(f"train.{experiment}").main(data, runs)
     else:
         extra("train.fit").main(
-            experiment, data, runs, resume=resume, precision=precision.value, n_devices=devices or None
+            experiment,
+            data,
+            runs,
+            resume=resume,
+            precision=precision.value,
+            n_devices=devices or None,
+            imagenet=imagenet,
         )
 
 

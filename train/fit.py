@@ -38,7 +38,8 @@ from train.copies import TRAIN, VAL, bag, materialise, rescaled
 from train.deeplab import CLASSIFIER_LAYER, DeepLabConfig, build_deeplab
 from train.devices import Precision, precision_of
 from train.experiments import EXPERIMENTS, IMAGENET, Experiment
-from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
+from train.imagenet import AUTO, load_imagenet
+from train.inception import InceptionV3Config, build_inception_v3
 from train.leaks import refuse_mistakes
 from train.losses import (
     admissible_accuracy,
@@ -49,7 +50,7 @@ from train.losses import (
 )
 from train.manifestation_cnn import ManifestationCnnConfig, build_manifestation_cnn
 from train.targets import admissible_table, class_names
-from train.transfer import imagenet_file, transfer, transfer_classes
+from train.transfer import transfer, transfer_classes
 
 RUN_FILE: Final = "run.json"
 MOMENTUM: Final = 0.9
@@ -122,6 +123,7 @@ def initialise(
     root: Path,
     runs: Path,
     known: Mapping[str, Experiment] | None = None,
+    imagenet: str = AUTO,
 ) -> None:
     """Give the network what the experiment starts from.
 
@@ -131,6 +133,7 @@ def initialise(
         root: Of the scans.
         runs: Where runs live.
         known: Runs that it may start from, by name; None for `EXPERIMENTS`.
+        imagenet: Where ImageNet's weights come from; see `train.imagenet.load_imagenet`.
 
     Raises:
         DatasetError: If that is not there.
@@ -138,7 +141,7 @@ def initialise(
     if experiment.init_from is None:
         return
     if experiment.init_from == IMAGENET:
-        report = load_imagenet_partial(model, imagenet_file(root))
+        report = load_imagenet(model, root, imagenet)
         _log.info("ImageNet weights: %s", report)
         return
     weights = runs / experiment.init_from / WEIGHTS_FILE
@@ -210,6 +213,7 @@ def main(
     verbose: int | None = None,
     precision: Precision = "auto",
     n_devices: int | None = None,
+    imagenet: str = AUTO,
 ) -> Path:
     """Run one experiment.
 
@@ -221,6 +225,7 @@ def main(
         verbose: As for `keras.Model.fit`; by default a progress bar on a terminal and a line an epoch elsewhere.
         precision: What layers compute in; see `train.devices.precision_of`.
         n_devices: Accelerators that share a batch; None for all of them.
+        imagenet: Where ImageNet's weights come from; see `train.imagenet.load_imagenet`.
 
     Returns:
         The run's folder.
@@ -233,7 +238,9 @@ def main(
         raise DatasetError(f"expected one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
     root = data.data_root(data_folder)
     run = EXPERIMENTS[experiment]
-    return perform(run, root, out, resume=resume, verbose=verbose, precision=precision, n_devices=n_devices)
+    return perform(
+        run, root, out, resume=resume, verbose=verbose, precision=precision, n_devices=n_devices, imagenet=imagenet
+    )
 
 
 def perform(
@@ -246,6 +253,7 @@ def perform(
     precision: Precision = "auto",
     n_devices: int | None = None,
     known: Mapping[str, Experiment] | None = None,
+    imagenet: str = AUTO,
 ) -> Path:
     """Run an experiment that need not be one of `EXPERIMENTS`; as `main`, which see.
 
@@ -258,6 +266,7 @@ def perform(
         precision: What layers compute in.
         n_devices: Accelerators that share a batch.
         known: Runs that it may start from, by name; None for `EXPERIMENTS`.
+        imagenet: Where ImageNet's weights come from.
 
     Returns:
         The run's folder.
@@ -275,7 +284,7 @@ def perform(
     refuse_mistakes(arrays.examples, root)
     computes_in = precision_of(run, precision)
     with devices.distributed(n_devices, run.batch_size) as n_sharing, devices.policy(computes_in):
-        _fit(run, arrays, root, out, known, verbose)
+        _fit(run, arrays, root, out, known, imagenet, verbose)
     _write_run(folder, run, arrays, root, {"precision": computes_in, "n_devices": n_sharing})
     return folder
 
@@ -286,11 +295,12 @@ def _fit(
     root: Path,
     out: Path,
     known: Mapping[str, Experiment] | None,
+    imagenet: str,
     verbose: int | None,
 ) -> None:
     folder = out / run.name
     model = build(run, training=True)
-    initialise(model, run, root, out, known)
+    initialise(model, run, root, out, known, imagenet)
     optimizer = optimizer_of(run)
     # Building the slots eagerly: inside TensorFlow's traced first step the same took minutes.
     optimizer.build(model.trainable_variables)
