@@ -67,6 +67,10 @@ TRIALS: Final = (
     Trial(_arm("from_nodules", init_from=_ON_NODULES.name), "pre-training: LIDC nodules, as the paper"),
     Trial(_ON_INFECTION, "pre-training on binary infection", scored=False),
     Trial(_arm("from_infection", init_from=_ON_INFECTION.name), "pre-training: binary infection slices"),
+    Trial(
+        _arm("longer", epochs=_EPOCHS + _PRETRAINING_EPOCHS),
+        "length: as many steps as pre-training and training together",
+    ),
     Trial(_arm("width_0.5", model=model_of("all", width=0.5)), "width: 0.5 instead of 0.25"),
     Trial(_arm("other_seed", seed=21), "seed: another one, nothing else"),
     Trial(

@@ -46,8 +46,8 @@ def ablation_section(trials: Mapping[str, Figures]) -> str:
             "## Ablation of stage 3\n",
             f"The all-class stream at a quarter of the scan's size, {steps} steps of {batch} (`train/ablation.py`), one"
             f" choice changed at a time, Dice on validation: {min(slices)} to {max(slices)} slices with each class, so"
-            " the arm with another seed and nothing else says how much is chance. Losses of different kinds do not"
-            " compare.\n",
+            " the arm with another seed and nothing else says how much is chance. Masks are the plain argmax, without"
+            " the shift of the decision that the shipped streams have. Losses of different kinds do not compare.\n",
             table(header, rows),
         ]
     )
