@@ -8,6 +8,7 @@ much of a difference is chance.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ from train.experiments import EXPERIMENTS, NODULE_PX, Experiment
 from train.targets import INFECTION_STREAM, NODULE_STREAM, class_names
 from train.trials import Trial, report
 
-NAME: Final = "ablation"
 REPORT_FILE: Final = Path("docs/ablation.json")
 _EPOCHS, _STEPS_PER_EPOCH = 4, 100
 _PRETRAINING_EPOCHS: Final = 3
@@ -85,18 +85,5 @@ TRIALS: Final = (
 )
 
 
-def main(data_folder: Path | None, out: Path, path: Path = REPORT_FILE) -> dict[str, Any]:
-    """Train every arm that is not trained yet and score all on the validation split.
-
-    Args:
-        data_folder: Root of the scans; None for the default.
-        out: Where runs live.
-        path: Where the figures go.
-
-    Returns:
-        Figures by arm; see `train.trials.carry_out`.
-
-    Raises:
-        DatasetError: If data are missing.
-    """
-    return report(TRIALS, data_folder, out, path, "val")
+main = partial(report, TRIALS, path=REPORT_FILE, split="val")
+"""``main(data_folder, out)``; see `train.trials.report`."""

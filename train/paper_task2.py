@@ -7,13 +7,13 @@ slices and their 34 copies, so that 50 epochs show each slice 50 times; the pape
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from train.experiments import EXPERIMENTS, Experiment
 from train.trials import Trial, report
 
-NAME: Final = "paper_task2"
 REPORT_FILE: Final = Path("docs/paper_task2.json")
 _PAPER: Final = EXPERIMENTS["manifestations_paper"]
 OURS_RATE: Final = 1e-3
@@ -31,18 +31,5 @@ TRIALS: Final = (
 )
 
 
-def main(data_folder: Path | None, out: Path, path: Path = REPORT_FILE) -> dict[str, Any]:
-    """Train and score under both protocols.
-
-    Args:
-        data_folder: Root of the scans; None for the default.
-        out: Where runs live.
-        path: Where the figures go.
-
-    Returns:
-        Figures by run; see `train.trials.carry_out`.
-
-    Raises:
-        DatasetError: If data are missing.
-    """
-    return report(TRIALS, data_folder, out, path, "test")
+main = partial(report, TRIALS, path=REPORT_FILE, split="test")
+"""``main(data_folder, out)``; see `train.trials.report`."""

@@ -7,8 +7,9 @@ at 0.0001 take days here (``lungstreams train all_paper``) and 400 of them move 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from serving.labels import MANIFESTATION_NAMES
 from train.ablation import OURS, model_of
@@ -16,7 +17,6 @@ from train.augmentation import PAPER_COPIES
 from train.experiments import EXPERIMENTS, PAPER_AUGMENTATION, Experiment, Protocol
 from train.trials import Trial, report
 
-NAME: Final = "paper_task3"
 REPORT_FILE: Final = Path("docs/paper_task3.json")
 _STREAM_EPOCHS: Final = 1
 
@@ -55,18 +55,5 @@ TRIALS: Final = tuple(
 )
 
 
-def main(data_folder: Path | None, out: Path, path: Path = REPORT_FILE) -> dict[str, Any]:
-    """Train and score under both protocols.
-
-    Args:
-        data_folder: Root of the scans; None for the default.
-        out: Where runs live.
-        path: Where the figures go.
-
-    Returns:
-        Figures by run; see `train.trials.carry_out`.
-
-    Raises:
-        DatasetError: If data are missing.
-    """
-    return report(TRIALS, data_folder, out, path, "test")
+main = partial(report, TRIALS, path=REPORT_FILE, split="test")
+"""``main(data_folder, out)``; see `train.trials.report`."""

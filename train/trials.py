@@ -99,8 +99,22 @@ def write(results: Mapping[str, Any], path: Path) -> None:
     partial.rename(path)
 
 
-def report(trials: Sequence[Trial], data_folder: Path | None, out: Path, path: Path, split: Split) -> dict[str, Any]:
-    """Carry out and write down; see `carry_out`."""
+def report(trials: Sequence[Trial], data_folder: Path | None, out: Path, *, path: Path, split: Split) -> dict[str, Any]:
+    """Train every trial that is not trained yet, score all, and write the figures down.
+
+    Args:
+        trials: See `carry_out`.
+        data_folder: Root of the scans; None for the default.
+        out: Where runs live.
+        path: Where the figures go.
+        split: Scored; see `carry_out`.
+
+    Returns:
+        Figures by trial.
+
+    Raises:
+        DatasetError: If data are missing.
+    """
     results = carry_out(trials, data.data_root(data_folder), out, split)
     write(results, path)
     return results

@@ -22,6 +22,7 @@ from train.evaluate import trained
 from train.manifestation_cnn import ManifestationCnnConfig
 from train.publish import data_sources
 from train.targets import class_names
+from train.trials import Trial, report
 
 _SEGMENTATION = (
     "image", "mask", "subset", "patient_id", "group_hint", "source_split", "px_ggo", "px_consolidation", "px_effusion",
@@ -380,3 +381,25 @@ def test_the_papers_runs_are_those_of_its_table_10():
         assert (run.weight_decay, run.epochs * run.steps_per_epoch, run.batch_size) == (4e-5, 50_000, 8)
         assert (run.model.width, run.model.atrous_rates, run.model.output_stride) == (1.0, (6, 12, 18), 16)
         assert run.init_from == (None if run.name == "nodules_paper" else "nodules_paper")
+
+
+def test_trials_are_trained_once_and_scored_by_their_protocol(root, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.scoring.BOOTSTRAP_ROUNDS", 10)
+    start = dataclasses.replace(tiny, name="start", publishes=None)
+    bag = dataclasses.replace(start, name="bag", protocol="paper", copies=4, init_from="start")
+    both = (
+        Trial(start, "patients", scored=False),
+        Trial(bag, "copies"),
+        Trial(dataclasses.replace(start, name="by"), ""),
+    )
+    path = tmp_path / "report.json"
+    results = report(both, root, tmp_path, path=path, split="test")
+    assert json.loads(path.read_text()) == results
+    assert "figures" not in results["start"]
+    assert (results["bag"]["protocol"], results["bag"]["steps"]) == ("paper", 6)
+    test_scans = [e for e in fit.examples_of(tiny, root) if e.split == "test"]
+    assert results["by"]["figures"]["ground_glass"]["n_scans"] == len(test_scans)
+    # A bag's test set is copies of any scan, as many as the paper's share.
+    assert results["bag"]["figures"]["ground_glass"]["n_scans"] == round(24 * 5 * 955 / (9618 + 955))
+    monkeypatch.setattr(fit, "perform", lambda *_, **__: pytest.fail("trained again"))
+    assert report(both, root, tmp_path, path=path, split="test") == results
