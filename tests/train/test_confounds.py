@@ -10,7 +10,7 @@ import pytest
 
 from serving.errors import DatasetError
 from serving.labels import DIAGNOSIS_NAMES
-from train import confounds, data, fit, probes, scoring
+from train import confounds, data, probes, scoring, transfer
 from train.confounds import (
     Evidence,
     border_probe,
@@ -238,7 +238,7 @@ def test_features_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(probes, "bottleneck", of_mean)
     monkeypatch.setattr(probes, "frozen_network", lambda _: None)
     monkeypatch.setattr(probes, "sha256_of", lambda _: "digest")
-    monkeypatch.setattr(fit, "imagenet_file", lambda root: root)
+    monkeypatch.setattr(transfer, "imagenet_file", lambda root: root)
     monkeypatch.setattr(data, "fingerprint", lambda *_: "fingerprint")
     scans = cohort()[:3]
     for _ in range(2):
