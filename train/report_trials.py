@@ -38,6 +38,7 @@ def ablation_section(trials: Mapping[str, Figures]) -> str:
                 number(min(trial["validation_losses"])),
             ]
         )
+    has_seed = any(trial["asks"].startswith("seed") for trial in scored.values())
     header = ["arm", *(label.title for label in MANIFESTATIONS), "mean", "against ours", "lowest validation loss"]
     steps, batch = scored[first]["steps"], scored[first]["batch_size"]
     slices = {scored[first]["figures"][label.name]["n_slices_with_it"] for label in MANIFESTATIONS}
@@ -46,8 +47,9 @@ def ablation_section(trials: Mapping[str, Figures]) -> str:
             "## Ablation of stage 3\n",
             f"The all-class stream at a quarter of the scan's size, {steps} steps of {batch} (`train/ablation.py`), one"
             f" choice changed at a time, Dice on validation: {min(slices)} to {max(slices)} slices with each class, so"
-            " the arm with another seed and nothing else says how much is chance. Masks are the plain argmax, without"
-            " the shift of the decision that the shipped streams have. Losses of different kinds do not compare.\n",
+            f" small differences are chance{'; the arm with another seed says how much' if has_seed else ''}."
+            " Pre-training comes on top of these steps. Masks are the plain argmax, without the shift of the decision"
+            " that the shipped streams have. Losses of different kinds do not compare.\n",
             table(header, rows),
         ]
     )
