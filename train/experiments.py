@@ -240,6 +240,7 @@ _RUNS: Final = (
         optimizer="adam",
         schedule="constant",
         learning_rate=0.01,
+        expect="diverges: the loss goes to 16 and stays",
         cost="0.2 h",
     ),
     _paper_stream(NODULE_STREAM, {}, None),
