@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from train.deeplab import DeepLabConfig
-from train.experiments import EXPERIMENTS, NODULE_PX, Experiment
+from train.experiments import EXPERIMENTS, NODULE_PX, NODULE_SCALE, Experiment
 from train.targets import INFECTION_STREAM, NODULE_STREAM, class_names
 from train.trials import Trial, report
 
@@ -53,7 +53,7 @@ _ON_NODULES: Final = _pretraining(
     NODULE_STREAM,
     task="nodules",
     mixture={},
-    augmentation=dataclasses.replace(_ALL.augmentation, base_scale=0.25),
+    augmentation=dataclasses.replace(_ALL.augmentation, base_scale=NODULE_SCALE),
     crop_px=NODULE_PX,
     batch_size=16,
 )

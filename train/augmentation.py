@@ -8,16 +8,10 @@ the same under every Keras backend, and is a pure function of the random generat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
-
-PAPER_COPIES: Final = 34
-"""Augmented copies that the paper makes of a training scan."""
-PAPER_TEST_COPIES: Final = 51
-"""And of a validation or test scan."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ copies of the same scan, are on all sides: what it measures is remembering. `tra
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from train import paper
 from train.augmentation import NONE, Augmentation
 from train.batches import Arrays, copy_of, moved
 
-PAPER_TEST_SHARE: Final = 955 / (9618 + 955)
 TRAIN, VAL, TEST = 0, 1, 2
 
 
@@ -28,7 +27,7 @@ def bag(n: int, copies: int, seed: int) -> Int[np.ndarray, "n views"]:
         seed: Of the draw.
     """
     sides = np.zeros(n * (1 + copies), dtype=np.int64)
-    share = round(PAPER_TEST_SHARE * sides.size)
+    share = round(paper.TEST_SHARE * sides.size)
     order = np.random.default_rng(seed).permutation(sides.size)
     sides[order[:share]] = TEST
     sides[order[share : 2 * share]] = VAL

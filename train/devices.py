@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import keras
 
@@ -19,7 +19,6 @@ from train.deeplab import DeepLabConfig
 from train.experiments import Experiment
 
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 

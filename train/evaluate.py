@@ -208,7 +208,7 @@ def main(
         if copies:
             answered = mean_over_copies(answered, predict, copies)
         measured = {**answered.figures(), COPIES: copies}
-        (run / EVALUATION_FILE).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        write_json(run / EVALUATION_FILE, measured)
         write_plots({experiment.publishes or "": measured}, figures / run.name, ".png")
         write_curves([run], figures / run.name)
         results[experiment.name] = measured
@@ -230,14 +230,14 @@ def _evaluate_published(
         _log.info("%s measured", model_name)
     results = results_of(answered)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(out.with_suffix(".json"), results)
+    write_json(out.with_suffix(".json"), results)
     if means:
-        _write_json(out.with_name(f"{TEST_TIME}.json"), augmented_report(results_of(means), provenances, copies))
+        write_json(out.with_name(f"{TEST_TIME}.json"), augmented_report(results_of(means), provenances, copies))
     if confounds:
-        _write_json(out.with_name(CONFOUNDS_FILE), confounds_of(answered[RECOGNITION.model], root))
+        write_json(out.with_name(CONFOUNDS_FILE), confounds_of(answered[RECOGNITION.model], root))
     compared = through_triton.compare(answered, results, root) if triton else None
     if compared is not None:
-        _write_json(out.with_name(through_triton.FILE_NAME), compared)
+        write_json(out.with_name(through_triton.FILE_NAME), compared)
     out.write_text(results_markdown(results, provenances, read_others(out.parent)), encoding="utf-8")
     (out.parent / LEAKS_FILE).write_text(leaks_markdown(leaks_of(answered)), encoding="utf-8")
     write_plots(results, out.parent / IMAGES_FOLDER, ".svg")
@@ -263,8 +263,12 @@ def confounds_of(model: Answered, root: Path) -> dict[str, Any]:
     return measure_confounds(evidence, root, CACHE)
 
 
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Figures as JSON; made whole, then put in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    partial.rename(path)
 
 
 def results_of(answered: Mapping[str, Answered]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Final, Literal
 
 from serving.labels import STREAM_NAMES
 from serving.pipeline import segmentation_model
-from train.augmentation import PAPER_COPIES, Augmentation
+from train import paper
+from train.augmentation import Augmentation
 from train.data import Task
 from train.deeplab import DeepLabConfig
 from train.inception import InceptionV3Config
@@ -130,15 +131,14 @@ def _stream(
 
 PAPER_AUGMENTATION: Final = Augmentation(rotation_deg=15, translation=0.1, zoom=0.1, shear_deg=8, gain=0, gamma=0)
 """Rotation, translation, zoom and shear, as the paper names them; it gives no amounts."""
-_NODULES: Final = dataclasses.replace(_CT, base_scale=0.25)
-"""LIDC crops of 128 pixels come enlarged to 512: back to their own scale."""
 NODULE_PX: Final = 128
+NODULE_SCALE: Final = NODULE_PX / 512
+"""LIDC crops of 128 pixels come enlarged to 512: back to their own scale."""
 
 
 def _paper_stream(stream: str, mixture: dict[str, float], init_from: str | None) -> Experiment:
     """The paper's Task 3: full width, output stride 16, SGD, 50,000 steps of 8."""
     nodules = stream == NODULE_STREAM
-    scale = 0.25 if nodules else 1.0
     return Experiment(
         name=f"{'nodules' if nodules else stream}_paper",
         task="nodules" if nodules else "segmentation",
@@ -147,10 +147,10 @@ def _paper_stream(stream: str, mixture: dict[str, float], init_from: str | None)
         stream=stream,
         init_from=init_from,
         mixture=MappingProxyType(mixture),
-        augmentation=dataclasses.replace(PAPER_AUGMENTATION, base_scale=scale),
+        augmentation=dataclasses.replace(PAPER_AUGMENTATION, base_scale=NODULE_SCALE if nodules else 1.0),
         crop_px=NODULE_PX if nodules else 512,
         # The paper makes the copies first; crops of nodules are drawn anew, since a copy 0 in their scale there is not.
-        copies=None if nodules else PAPER_COPIES,
+        copies=None if nodules else paper.COPIES,
         epochs=100,
         steps_per_epoch=500,
         batch_size=8,
@@ -167,47 +167,40 @@ def _paper_stream(stream: str, mixture: dict[str, float], init_from: str | None)
 
 _LESION_MIX: Final = {"medseg100": 0.7, "covid19_ct_seg": 0.15, "healthy": 0.15}
 
+_RECOGNITION_FIRST: Final = Experiment(
+    name="recognition_first",
+    task="recognition",
+    model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
+    publishes="recognition",
+    init_from=IMAGENET,
+    augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
+    epochs=6,
+    steps_per_epoch=80,
+    batch_size=16,
+    learning_rate=1e-4,
+    warmup_steps=70,
+    expect="X-ray accuracy 0.79 of four classes, CT AUC 0.85",
+    cost="0.4 h",
+)
+
 _RUNS: Final = (
-    Experiment(
-        name="recognition_first",
-        task="recognition",
-        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
-        publishes="recognition",
-        init_from=IMAGENET,
-        augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
-        epochs=6,
-        steps_per_epoch=80,
-        batch_size=16,
-        learning_rate=1e-4,
-        warmup_steps=70,
-        expect="X-ray accuracy 0.79 of four classes, CT AUC 0.85",
-        cost="0.4 h",
-    ),
-    Experiment(
+    _RECOGNITION_FIRST,
+    dataclasses.replace(
+        _RECOGNITION_FIRST,
         name="recognition_finetuned",
-        task="recognition",
-        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
-        publishes="recognition",
-        init_from=IMAGENET,
-        augmentation=Augmentation(rotation_deg=8, translation=0.05, zoom=0.1, shear_deg=4, gain=0.2, gamma=0.3),
         epochs=12,
         steps_per_epoch=130,
-        batch_size=16,
-        learning_rate=1e-4,
         warmup_steps=100,
         expect="best after 5 of 12 epochs, then overfits",
         cost="0.6 h",
     ),
-    Experiment(
+    dataclasses.replace(
+        _RECOGNITION_FIRST,
         name="recognition_annealed",
-        task="recognition",
-        model=InceptionV3Config(n_classes=4, backbone_hw=(256, 256), batch_norm=False),
-        publishes="recognition",
         init_from="recognition_finetuned",
         augmentation=Augmentation(rotation_deg=12, translation=0.08, zoom=0.15, shear_deg=6, gain=0.3, gamma=0.4),
         epochs=4,
         steps_per_epoch=130,
-        batch_size=16,
         learning_rate=5e-5,
         warmup_steps=20,
         keeps_best_of="val_accuracy",
@@ -233,7 +226,7 @@ _RUNS: Final = (
         model=ManifestationCnnConfig(n_blocks=5, downsample=2),
         publishes="manifestations",
         augmentation=PAPER_AUGMENTATION,
-        copies=PAPER_COPIES,
+        copies=paper.COPIES,
         epochs=50,
         steps_per_epoch=3,
         batch_size=64,

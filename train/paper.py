@@ -205,5 +205,9 @@ TABLE_10: Final[tuple[HyperParameters, ...]] = (
     HyperParameters("50,000 steps", 0.0001, "SGD", 0.9, None, 0.00004, 8),
 )
 """Of Tasks 1 to 3."""
+COPIES: Final = 34
+"""Augmented copies of a training scan."""
+TEST_SHARE: Final = 955 / (9618 + 955)
+"""Of the bag of scans and copies of Task 1."""
 TEST_COPIES: Final = 51
 """Augmented copies of each validation and test sample ("Preprocessing and data augmentation")."""

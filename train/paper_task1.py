@@ -29,11 +29,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, transfer
-from train.augmentation import Augmentation, random_affine, warp
+from train import data, paper, transfer
+from train.augmentation import random_affine, warp
 from train.batches import in_batches
 from train.data import Example, Split
 from train.digest import sha256_of
+from train.experiments import PAPER_AUGMENTATION
 from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
 from train.paper import TABLE_3
@@ -45,8 +46,6 @@ NAME: Final = "paper_task1"
 REPORT_FILE: Final = Path("docs/paper_task1.json")
 INPUT_PX: Final = 299
 FEATURE_LAYERS: Final = ("mixed7", "mixed8")
-PAPER_TEST_SHARE: Final = 955 / (9618 + 955)
-PAPER_COPIES: Final = 34
 _BATCH: Final = 16
 _LEAST: Final = 1e-12
 """Of a probability in a cross-entropy: the logarithm of 0 has no mean."""
@@ -85,9 +84,6 @@ RECIPES: Final = (
     Recipe("task1_2_xray", _TWO, ("xray",), dict(TABLE_3["task1_2_xray"])),
     Recipe("task1_2_both", _TWO, ("xray", "ct"), dict(TABLE_3["task1_2_both"])),
 )
-
-AUGMENTATION: Final = Augmentation(rotation_deg=15, translation=0.1, zoom=0.1, shear_deg=8, gain=0, gamma=0)
-"""Rotation, translation, zoom and shear, as the paper names them; it gives no amounts."""
 
 
 def frozen_network(weights: Path) -> keras.Model:
@@ -129,7 +125,7 @@ def bottleneck(
         views.append(_resized(np.asarray(image)))
         for k in range(copies):
             rng = np.random.default_rng([seed, i, k])
-            views.append(_resized(warp(image, random_affine(rng, AUGMENTATION, size_px, size_px), size_px)))
+            views.append(_resized(warp(image, random_affine(rng, PAPER_AUGMENTATION, size_px, size_px), size_px)))
     features = in_batches(network.predict_on_batch, views, _BATCH)
     return features.astype(np.float32).reshape(len(images), 1 + copies, -1)
 
@@ -193,7 +189,7 @@ def split(
     if protocol == "paper":
         pairs = np.stack(np.meshgrid(np.arange(len(examples)), np.arange(views), indexing="ij"), -1).reshape(-1, 2)
         order = rng.permutation(len(pairs))
-        n = round(PAPER_TEST_SHARE * len(pairs))
+        n = round(paper.TEST_SHARE * len(pairs))
         return {"train": pairs[order[2 * n :]], "val": pairs[order[n : 2 * n]], "test": pairs[order[:n]]}
     parts: dict[Split, Int[np.ndarray, "n 2"]] = {}
     for name in ("train", "val", "test"):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, get_args
 
 from serving.labels import MANIFESTATION_NAMES
+from train import paper
 from train.ablation import OURS, model_of
-from train.augmentation import PAPER_COPIES
 from train.experiments import EXPERIMENTS, PAPER_AUGMENTATION, Experiment, Protocol
 from train.trials import Trial, report
 
@@ -26,7 +26,7 @@ def _all(protocol: Protocol) -> Experiment:
         OURS,
         name=f"task3_all_{protocol}",
         augmentation=PAPER_AUGMENTATION,
-        copies=PAPER_COPIES,
+        copies=paper.COPIES,
         protocol=protocol,
     )
 

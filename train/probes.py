@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, transfer
+from train import data, scoring, transfer
 from train.data import Example
 from train.digest import sha256_of
 from train.leaks import Leak
@@ -81,8 +80,7 @@ def origin(example: Example) -> str:
 
 def auc(truth: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
     """Area under the ROC curve of class 0 of `truth` against the others; NaN where one of the two is missing."""
-    positive = truth == 0
-    return float(roc_auc_score(positive, score)) if positive.any() and not positive.all() else math.nan
+    return scoring.auc((truth == 0).astype(int), score)
 
 
 def score(

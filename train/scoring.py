@@ -78,7 +78,8 @@ def _share(right: Bool[np.ndarray, " n"]) -> float:
     return float(right.mean()) if right.size else math.nan
 
 
-def _auc(truth: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
+def auc(truth: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
+    """Area under the ROC curve of truths of 0 and 1; NaN where one of the two is missing."""
     return float(roc_auc_score(truth, score)) if 0 < truth.sum() < truth.size else math.nan
 
 
@@ -162,8 +163,8 @@ def _covid_or_not(
     return {
         "n_scans": len(rows),
         "n_groups": len(set(groups)),
-        "auc": _auc(truth, score),
-        "auc_95": grouped_interval(groups, lambda i: _auc(truth[i], score[i])),
+        "auc": auc(truth, score),
+        "auc_95": grouped_interval(groups, lambda i: auc(truth[i], score[i])),
         **counts.classification(),
         "by_source": _by_source([examples[i] for i in rows], right),
     }
@@ -188,9 +189,9 @@ def score_manifestations(examples: Sequence[Example], answers: Float[np.ndarray,
             "n_scans": len(rows),
             "n_present": int(truth.sum()),
             "n_groups": len(set(groups[rows])),
-            "auc": _auc(truth, score),
-            "auc_95": grouped_interval(groups[rows], lambda j, t=truth, s=score: _auc(t[j], s[j])),  # type: ignore[misc]
-            "auc_without_healthy_scans": _auc(targets[inside, i].astype(int), answers[inside, i]),
+            "auc": auc(truth, score),
+            "auc_95": grouped_interval(groups[rows], lambda j, t=truth, s=score: auc(t[j], s[j])),  # type: ignore[misc]
+            "auc_without_healthy_scans": auc(targets[inside, i].astype(int), answers[inside, i]),
             "n_absent_without_healthy_scans": int((targets[inside, i] == 0).sum()),
             "ece": expected_calibration_error(score, truth == 1),
             **counts.classification(),

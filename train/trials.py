@@ -13,7 +13,7 @@ from train import data, fit
 from train.callbacks import WEIGHTS_FILE, validation_losses
 from train.copies import TEST, bag, materialise
 from train.data import Split
-from train.evaluate import keras_predictor, measure
+from train.evaluate import keras_predictor, measure, write_json
 from train.experiments import Experiment
 from train.leaks import LEFT_OUT, by_source, clean_split
 
@@ -91,14 +91,6 @@ def score(run: Experiment, root: Path, out: Path, split: Split) -> dict[str, Any
     return {**figures, LEFT_OUT: left_out} if left_out else figures
 
 
-def write(results: Mapping[str, Any], path: Path) -> None:
-    """Figures as JSON; made whole, then put in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    partial.rename(path)
-
-
 def report(trials: Sequence[Trial], data_folder: Path | None, out: Path, *, path: Path, split: Split) -> dict[str, Any]:
     """Train every trial that is not trained yet, score all, and write the figures down.
 
@@ -116,5 +108,5 @@ def report(trials: Sequence[Trial], data_folder: Path | None, out: Path, *, path
         DatasetError: If data are missing.
     """
     results = carry_out(trials, data.data_root(data_folder), out, split)
-    write(results, path)
+    write_json(path, results)
     return results

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from train import paper
 from train.augmentation import NONE, Augmentation
 from train.batches import Arrays, TrainingBatches, copy_of
-from train.copies import PAPER_TEST_SHARE, TEST, TRAIN, VAL, bag, materialise, rescaled
+from train.copies import TEST, TRAIN, VAL, bag, materialise, rescaled
 from train.data import Example
 from train.targets import Code
 
@@ -23,7 +24,7 @@ def test_the_bag_puts_the_papers_share_on_each_side():
     sides = bag(100, 34, seed=1)
     assert sides.shape == (100, 35)
     for side in (VAL, TEST):
-        assert (sides == side).mean() == pytest.approx(PAPER_TEST_SHARE, abs=1e-3)
+        assert (sides == side).mean() == pytest.approx(paper.TEST_SHARE, abs=1e-3)
     # Which is what the protocol is about: almost every scan is on several sides at once.
     assert ((sides == TRAIN).any(axis=1) & (sides == TEST).any(axis=1)).mean() > 0.9
     assert np.array_equal(sides, bag(100, 34, seed=1))
