@@ -22,7 +22,7 @@ from train.data import Task
 from train.deeplab import DeepLabConfig
 from train.inception import InceptionV3Config
 from train.manifestation_cnn import ManifestationCnnConfig
-from train.targets import NODULE_STREAM, class_names
+from train.targets import INFECTION_STREAM, NODULE_STREAM, class_names
 
 IMAGENET: Final = "imagenet"
 Protocol = Literal["patients", "paper"]
@@ -109,23 +109,26 @@ def _stream(
     learning_rate: float,
     *,
     expect: str,
+    suffix: str = "first",
+    augmentation: Augmentation = _CT,
+    cost: str | None = None,
 ) -> Experiment:
     return Experiment(
-        name=f"{stream}_first",
+        name=f"{stream}_{suffix}",
         task="segmentation",
         model=_deeplab(stream),
         publishes=segmentation_model(stream) if stream in STREAM_NAMES else None,
         stream=stream,
         init_from=init_from,
         mixture=MappingProxyType(mixture),
-        augmentation=_CT,
+        augmentation=augmentation,
         epochs=epochs,
         steps_per_epoch=steps,
         batch_size=8,
         learning_rate=learning_rate,
         warmup_steps=20,
         expect=expect,
-        cost="0.7 h" if init_from is None else "0.1 h",
+        cost=cost or ("0.7 h" if init_from is None else "0.1 h"),
     )
 
 
@@ -166,6 +169,30 @@ def _paper_stream(stream: str, mixture: dict[str, float], init_from: str | None)
 
 
 _LESION_MIX: Final = {"medseg100": 0.7, "covid19_ct_seg": 0.15, "healthy": 0.15}
+
+_CT_FURTHER: Final = Augmentation(rotation_deg=18, translation=0.08, zoom=0.22, shear_deg=8, flip=True)
+"""Further in shape, not in grey: what tells ground-glass from consolidation is how bright it is."""
+
+
+def _transferred(
+    stream: str, mixture: dict[str, float], epochs: int, init_from: str | None, rate: float, expect: str, cost: str
+) -> Experiment:
+    """Pre-trained on what `train.ablation` found to help, then on everything, then on the stream's own."""
+    return _stream(
+        stream,
+        mixture,
+        epochs,
+        60,
+        init_from,
+        rate,
+        expect=expect,
+        suffix="transferred",
+        augmentation=_CT_FURTHER,
+        cost=cost,
+    )
+
+
+_LESIONS_AND_NEGATIVES: Final = {"medseg100": 0.6, "nsclc_plethora": 0.15, "covid19_ct_seg": 0.1, "healthy": 0.15}
 
 _RECOGNITION_FIRST: Final = Experiment(
     name="recognition_first",
@@ -254,6 +281,35 @@ _RUNS: Final = (
     _stream("consolidation", _LESION_MIX, 4, 50, "all_first", 5e-4, expect="Dice 0.36"),
     _stream(
         "pleural_effusion", {"nsclc_plethora": 0.85, "healthy": 0.15}, 4, 50, "all_first", 5e-4, expect="Dice 0.35"
+    ),
+    _transferred(
+        INFECTION_STREAM,
+        {"covid19_ct_seg": 0.55, "medseg100": 0.3, "healthy": 0.15},
+        12,
+        None,
+        1.5e-3,
+        "a start for the streams",
+        "0.3 h",
+    ),
+    _transferred(
+        "all",
+        {"medseg100": 0.5, "nsclc_plethora": 0.25, "covid19_ct_seg": 0.15, "healthy": 0.1},
+        40,
+        "infection_transferred",
+        1e-3,
+        "",
+        "0.7 h",
+    ),
+    _transferred("ground_glass", _LESIONS_AND_NEGATIVES, 5, "all_transferred", 2e-4, "", "0.1 h"),
+    _transferred("consolidation", _LESIONS_AND_NEGATIVES, 5, "all_transferred", 2e-4, "", "0.1 h"),
+    _transferred(
+        "pleural_effusion",
+        {"nsclc_plethora": 0.7, "medseg100": 0.15, "healthy": 0.15},
+        5,
+        "all_transferred",
+        2e-4,
+        "",
+        "0.1 h",
     ),
 )
 
