@@ -15,7 +15,7 @@ $(VENV)/.serve: pyproject.toml
 
 $(VENV)/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,bench,dev]'
 	touch $@
 
 demo: $(VENV)/.serve  ## Start the embedded Triton and the web page in front of it.
@@ -32,8 +32,8 @@ lint: $(VENV)/.dev  ## ruff and mypy, strict.
 loadtest: $(VENV)/.serve  ## A minute of load on an embedded Triton, held against 5.33 s a case.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams loadtest --duration 60
 
-bench: $(VENV)/.dev  ## Latency per case beside the raw ONNX Runtime sessions, in one run.
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams bench
+bench: $(VENV)/.dev  ## Speed beside what one would use instead, in one run, into docs/benchmarks.md.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams bench --out docs
 
 clean:  ## Remove what was built, but not what was trained.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
             "lungstreams loadtest --url 127.0.0.1:8001 --users 4 --cases xray --budget-s 2",
         )
     )(loadtest)
-    app.command(epilog=examples("lungstreams bench", "lungstreams bench --rounds 50"))(bench)
+    app.command(epilog=examples("lungstreams bench", "lungstreams bench --part latency --rounds 50"))(bench)
 
 
 REPORTS: Final = {
@@ -185,10 +185,14 @@ def loadtest(
 def bench(
     repository: Annotated[Path | None, typer.Option(metavar="DIR", help="The model repository.")] = None,
     rounds: Annotated[int, typer.Option(help="Requests of each case that count.")] = 20,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="Part by name; may be given several times. [dim]Default: all[/dim]"),
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the reports go.")] = Path("reports/bench"),
 ) -> None:
-    """Latency of each case through the embedded Triton, beside the raw ONNX Runtime sessions, in one run."""
-    extra("loadtest.bench").main(repository, rounds, folder)
+    """Latency, throughput and memory of the embedded Triton beside what one would use instead, in one run."""
+    extra("loadtest.bench").main(repository, rounds, folder, names=parts or [])
 
 
 def _list_experiments() -> None:

@@ -7,7 +7,7 @@ between two readings: exact while nobody else asks, an average over what ran in 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,10 +26,12 @@ class Counter:
         requests: Requests that were computed.
         infer_ns: Nanoseconds that they spent in the model's computation, summed. Each request of a batch counts the
             whole batch's.
+        around_ns: Nanoseconds that they spent in the model's queue and on their tensors' way in and out, summed.
     """
 
     requests: int
     infer_ns: int
+    around_ns: int = 0
 
 
 Reading = Mapping[tuple[str, str], Counter]
@@ -47,12 +49,15 @@ def read(triton: Any, timeout_s: float) -> Reading:
         InferenceServerException: As tritonclient does; the caller knows the address, and says so in its own error.
     """
     answer = triton.get_inference_statistics(client_timeout=timeout_s)
-    return {
-        (model.name, model.version): Counter(
-            requests=model.inference_stats.compute_infer.count, infer_ns=model.inference_stats.compute_infer.ns
-        )
-        for model in answer.model_stats
-    }
+    return {(model.name, model.version): _counter(model.inference_stats) for model in answer.model_stats}
+
+
+def _counter(stats: Any) -> Counter:
+    return Counter(
+        requests=stats.compute_infer.count,
+        infer_ns=stats.compute_infer.ns,
+        around_ns=stats.queue.ns + stats.compute_input.ns + stats.compute_output.ns,
+    )
 
 
 def read_after(triton: Any, before: Reading, models: Iterable[str], timeout_s: float) -> Reading:
@@ -82,10 +87,21 @@ def stage_ms(before: Reading, after: Reading, models: Iterable[str]) -> dict[str
 
     Models that nothing was asked of in between are left out, and so are those whose counters went back (a restart).
     """
+    return _mean_ms(before, after, models, lambda counter: counter.infer_ns)
+
+
+def around_ms(before: Reading, after: Reading, models: Iterable[str]) -> dict[str, float]:
+    """Mean milliseconds of a request in a model's queue and on its tensors' way in and out; otherwise as `stage_ms`."""
+    return _mean_ms(before, after, models, lambda counter: counter.around_ns)
+
+
+def _mean_ms(
+    before: Reading, after: Reading, models: Iterable[str], ns_of: Callable[[Counter], int]
+) -> dict[str, float]:
     times = {}
     for model in models:
         spent = [
-            (now.requests - then.requests, now.infer_ns - then.infer_ns)
+            (now.requests - then.requests, ns_of(now) - ns_of(then))
             for key, now in after.items()
             if key[0] == model and (then := before.get(key, Counter(0, 0))).requests < now.requests
         ]

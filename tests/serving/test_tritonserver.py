@@ -231,6 +231,13 @@ def test_the_stub_finds_this_interpreter_first(tmp_path: Path) -> None:
     assert stub_environment(tmp_path, None)["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
+def test_freed_pages_are_kept_unless_the_caller_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    assert int(stub_environment(tmp_path, None)["MALLOC_TRIM_THRESHOLD_"]) > 2**20
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    assert stub_environment(tmp_path, None)["MALLOC_TRIM_THRESHOLD_"] == "4096"
+
+
 def test_a_server_that_was_not_started_says_so() -> None:
     server = TritonServer(ServerConfig())
     assert not server.is_alive()
