@@ -10,8 +10,7 @@ Frozen features are computed once and kept on disk. The last layer is then a sof
 
 Nothing is chosen on the validation set: Table 2 reports it, so it is kept apart.
 
-With the partial weights of ``shared/data/weights`` two convolutions of the last blocks are missing, so the features
-are the pooled outputs of `FEATURE_LAYERS`, the deepest that are whole.
+The features are those of `train.frozen`.
 """
 
 from __future__ import annotations
@@ -23,19 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import cv2
-import keras
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, paper, transfer
-from train.augmentation import random_affine, warp
-from train.batches import in_batches
+from train import data, frozen, paper
 from train.data import Example, Split
-from train.digest import sha256_of
-from train.experiments import PAPER_AUGMENTATION
-from train.inception import InceptionV3Config, build_inception_v3, load_imagenet_partial
 from train.metrics import BinaryCounts, balanced_accuracy, confusion_matrix
 from train.paper import TABLE_3
 from train.scoring import clean, grouped_interval
@@ -44,9 +36,6 @@ Protocol = Literal["paper", "patients"]
 
 NAME: Final = "paper_task1"
 REPORT_FILE: Final = Path("docs/paper_task1.json")
-INPUT_PX: Final = 299
-FEATURE_LAYERS: Final = ("mixed7", "mixed8")
-_BATCH: Final = 16
 _LEAST: Final = 1e-12
 """Of a probability in a cross-entropy: the logarithm of 0 has no mean."""
 
@@ -84,54 +73,6 @@ RECIPES: Final = (
     Recipe("task1_2_xray", _TWO, ("xray",), dict(TABLE_3["task1_2_xray"])),
     Recipe("task1_2_both", _TWO, ("xray", "ct"), dict(TABLE_3["task1_2_both"])),
 )
-
-
-def frozen_network(weights: Path) -> keras.Model:
-    """Inception-v3 with ImageNet weights, from ``uint8 (n, 299, 299, 3)`` to pooled features.
-
-    Args:
-        weights: The partial npz.
-
-    Raises:
-        DatasetError: If the file is not that of an Inception-v3.
-    """
-    config = InceptionV3Config(n_classes=4, input_hw=(INPUT_PX, INPUT_PX), batch_norm=False)
-    network = build_inception_v3(config)
-    load_imagenet_partial(network, weights)
-    pooled = [
-        keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled")(network.get_layer(name).output)
-        for name in FEATURE_LAYERS
-    ]
-    return keras.Model(network.input, keras.layers.Concatenate(name="bottleneck")(pooled), name="bottleneck")
-
-
-def bottleneck(
-    images: UInt8[np.ndarray, "n h w"], network: keras.Model, copies: int, seed: int = 0
-) -> Float32[np.ndarray, "n views d"]:
-    """Features of each scan and of its augmented copies.
-
-    Args:
-        images: Preprocessed, grey.
-        network: From `frozen_network`.
-        copies: Augmented copies beside the scan itself.
-        seed: Of the augmentation; copy `k` of scan `i` depends on nothing else.
-
-    Returns:
-        `views` is ``1 + copies``; view 0 is the scan as it is.
-    """
-    size_px = images.shape[1]
-    views = []
-    for i, image in enumerate(images):
-        views.append(_resized(np.asarray(image)))
-        for k in range(copies):
-            rng = np.random.default_rng([seed, i, k])
-            views.append(_resized(warp(image, random_affine(rng, PAPER_AUGMENTATION, size_px, size_px), size_px)))
-    features = in_batches(network.predict_on_batch, views, _BATCH)
-    return features.astype(np.float32).reshape(len(images), 1 + copies, -1)
-
-
-def _resized(image: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "299 299"]:
-    return np.asarray(cv2.resize(image, (INPUT_PX, INPUT_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def retrain_last_layer(
@@ -307,16 +248,16 @@ def main(data_folder: Path | None, out: Path, report: Path = REPORT_FILE) -> dic
         DatasetError: If the scans or the ImageNet weights are missing.
     """
     root = data.data_root(data_folder)
-    weights = transfer.imagenet_file(root)
     examples = [e for e in data.recognition(root) if sum(e.target) == 1]
     n = max(recipe.copies for recipe in RECIPES)
-    images, _ = data.load_all(examples, root, out / "cache", masks=False)
-    path = out / "cache" / f"bottleneck-{data.fingerprint(examples, root)[:16]}-{sha256_of(weights)[:8]}-{n}.npy"
-    if not path.exists():
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, bottleneck(images, frozen_network(weights), n))
-        partial.rename(path)
-    features = np.load(path)
+    features = frozen.kept(
+        "bottleneck",
+        examples,
+        root,
+        out / "cache",
+        lambda: data.load_all(examples, root, out / "cache", masks=False)[0],
+        n,
+    )
     results = {}
     for recipe in RECIPES:
         rows = [

@@ -1,6 +1,6 @@
 """What a linear layer on frozen features tells of a scan: its source, or its diagnosis where that should be hard.
 
-The features are those of `train.paper_task1`: ImageNet's Inception-v3, never trained on a scan. So what they tell is
+The features are those of `train.frozen`: ImageNet's Inception-v3, never trained on a scan. So what they tell is
 in the pictures, not learned by a network of ours.
 """
 
@@ -21,12 +21,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from serving.labels import DIAGNOSIS_NAMES, Modality
-from train import data, scoring, transfer
+from train import frozen, scoring
 from train.data import Example
-from train.digest import sha256_of
 from train.leaks import Leak
 from train.metrics import balanced_accuracy, confusion_matrix
-from train.paper_task1 import bottleneck, frozen_network
 from train.scoring import grouped_interval
 
 BORDER_SHARE: Final = 0.1
@@ -153,7 +151,7 @@ def features_of(
     root: Path,
     cache: Path,
 ) -> Float32[np.ndarray, "n d"]:
-    """Frozen features, kept on disk under the fingerprint of the scans and of the weights.
+    """Frozen features of one view of each scan; see `train.frozen.kept`.
 
     Args:
         name: Of this way of looking at the scans, for the file's name.
@@ -165,15 +163,11 @@ def features_of(
     Raises:
         DatasetError: If the ImageNet weights are missing.
     """
-    weights = transfer.imagenet_file(root)
-    path = cache / f"{name}-{data.fingerprint(examples, root)[:16]}-{sha256_of(weights)[:8]}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures = np.stack([picture(i) for i in range(len(examples))])
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, bottleneck(pictures, frozen_network(weights), copies=0)[:, 0])
-        partial.rename(path)
-    return np.asarray(np.load(path))
+
+    def pictures() -> UInt8[np.ndarray, "n h w"]:
+        return np.stack([picture(i) for i in range(len(examples))])
+
+    return frozen.kept(name, examples, root, cache, pictures)[:, 0]
 
 
 def probe(

@@ -10,7 +10,7 @@ import pytest
 
 from serving.errors import DatasetError
 from serving.labels import DIAGNOSIS_NAMES
-from train import confounds, data, probes, scoring, transfer
+from train import confounds, data, frozen, probes, scoring, transfer
 from train.confounds import (
     Evidence,
     border_probe,
@@ -235,9 +235,9 @@ def test_features_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         seen.append(len(images))
         return images.mean(axis=(1, 2), keepdims=True)
 
-    monkeypatch.setattr(probes, "bottleneck", of_mean)
-    monkeypatch.setattr(probes, "frozen_network", lambda _: None)
-    monkeypatch.setattr(probes, "sha256_of", lambda _: "digest")
+    monkeypatch.setattr(frozen, "bottleneck", of_mean)
+    monkeypatch.setattr(frozen, "frozen_network", lambda _: None)
+    monkeypatch.setattr(frozen, "sha256_of", lambda _: "digest")
     monkeypatch.setattr(transfer, "imagenet_file", lambda root: root)
     monkeypatch.setattr(data, "fingerprint", lambda *_: "fingerprint")
     scans = cohort()[:3]

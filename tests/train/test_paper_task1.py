@@ -10,10 +10,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from serving import phantom
-from train import data, paper_task1, transfer
+from train import data, frozen, paper_task1, transfer
 from train.data import Example
 from train.metrics import CLASSIFICATION_METRICS
-from train.paper_task1 import RECIPES, Recipe, balanced_rows, bottleneck, retrain_last_layer, run, split
+from train.paper_task1 import RECIPES, Recipe, balanced_rows, retrain_last_layer, run, split
 
 _TARGETS = {"covid19": (1.0, 0, 0, 0), "normal": (0, 1.0, 0, 0)}
 _TINY = dataclasses.replace(RECIPES[1], runs=2, steps=800, learning_rate=0.5)
@@ -112,11 +112,11 @@ def test_features_are_of_the_scan_and_its_seeded_copies() -> None:
     image = keras.Input((299, 299, 3), dtype="uint8")
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(image)))
     scans = np.stack([phantom.chest_xray(size_px=512, seed=s) for s in (1, 2)])
-    features = bottleneck(scans, network, copies=2)
+    features = frozen.bottleneck(scans, network, copies=2)
     assert features.shape == (2, 3, 3)
     np.testing.assert_allclose(features[:, 0, 0], scans.mean(axis=(1, 2)), atol=1)
     assert len(np.unique(features[:, :, 0])) == 6
-    np.testing.assert_array_equal(bottleneck(scans[:1], network, copies=2), features[:1])
+    np.testing.assert_array_equal(frozen.bottleneck(scans[:1], network, copies=2), features[:1])
 
 
 def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_all_recipes_are_run_and_their_figures_written_down(monkeypatch: pytest.
     images = np.stack([np.full((64, 64), 220 if e.target[0] else 30, np.uint8) for e in examples])
     image = keras.Input((299, 299, 3), dtype="uint8")
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image)))
-    monkeypatch.setattr(paper_task1, "frozen_network", lambda _: network)
-    monkeypatch.setattr(paper_task1, "sha256_of", lambda _: "digest")
+    monkeypatch.setattr(frozen, "frozen_network", lambda _: network)
+    monkeypatch.setattr(frozen, "sha256_of", lambda _: "digest")
     monkeypatch.setattr(transfer, "imagenet_file", lambda root: root / transfer.IMAGENET_FILE)
     monkeypatch.setattr(data, "recognition", lambda _: examples)
     monkeypatch.setattr(data, "load_all", lambda *_, **__: (images, None))
