@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import threading
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -77,6 +78,12 @@ def _root(
         raise typer.Exit
 
 
+class Accelerator(str, Enum):
+    """As `serving.tritonserver.ServerConfig.accelerator`."""
+
+    openvino = "openvino"
+
+
 @app.command(
     epilog=examples(
         "lungstreams serve",
@@ -90,6 +97,9 @@ def serve(
     http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 picks a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 picks a free one.")] = 8002,
     threads: Annotated[int | None, typer.Option(help="Threads of each network. [dim]Default: one a core[/dim]")] = None,
+    accelerator: Annotated[
+        Accelerator | None, typer.Option(help="Compute the networks by this instead of ONNX Runtime.")
+    ] = None,
 ) -> None:
     """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C.
 
@@ -107,6 +117,7 @@ def serve(
         http_port=http_port,
         metrics_port=metrics_port,
         threads=threads,
+        accelerator=accelerator.value if accelerator else None,
     )
     server = TritonServer(config)
     with stopped_by_signals():

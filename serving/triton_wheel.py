@@ -13,7 +13,7 @@ from typing import Final
 
 from serving.errors import ServerStartError
 
-_TWIN: Final = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
+_TWIN: Final = Path(__file__).parent / "backends" / "onnxruntime"
 
 
 def find_wheel() -> Path:
@@ -36,12 +36,13 @@ _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THR
 the kernel and is faulted in anew: preparing an X-ray took 4.2 ms so, and takes 3.4 ms."""
 
 
-def stub_environment(wheel: Path, threads: int | None) -> dict[str, str]:
+def stub_environment(wheel: Path, threads: int | None, accelerator: str | None = None) -> dict[str, str]:
     """The environment of Triton and its Python stubs: this process's, with what they find libraries and packages by.
 
     Args:
         wheel: Of `find_wheel`.
         threads: Of `ServerConfig`.
+        accelerator: Of `ServerConfig`.
     """
     libraries = [
         wheel.parents[1] / "nvidia_pytriton.libs",
@@ -57,9 +58,10 @@ def stub_environment(wheel: Path, threads: int | None) -> dict[str, str]:
         # The twin computes on the CPU, so KIND_AUTO must not find a GPU.
         "CUDA_VISIBLE_DEVICES": "",
     }
-    environment.pop("LUNGSTREAMS_THREADS", None)
-    if threads is not None:
-        environment["LUNGSTREAMS_THREADS"] = str(threads)
+    for name, value in (("LUNGSTREAMS_THREADS", threads), ("LUNGSTREAMS_ACCELERATOR", accelerator)):
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = str(value)
     return environment
 
 
@@ -94,4 +96,5 @@ def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> 
             shutil.copy2(file, python)
     shutil.copy2(stub, python)
     (target / "onnxruntime").mkdir()
-    shutil.copy2(_TWIN, target / "onnxruntime")
+    for name in ("model.py", "openvino_session.py"):
+        shutil.copy2(_TWIN / name, target / "onnxruntime")

@@ -10,6 +10,7 @@ told otherwise, and is for one machine; a deployment runs the container.
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import secrets
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Literal
 
 from serving.errors import ServerStartError
 from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
@@ -47,6 +48,7 @@ class ServerConfig:
         metrics_port: Port of the Prometheus metrics.
         host: Address that all three bind to.
         threads: Threads within an operator for each network; None is one for each core.
+        accelerator: ``openvino`` computes the networks by OpenVINO instead of ONNX Runtime (extra ``openvino``).
         log_path: Where Triton's log goes. None keeps it beside the server's temporary files, which a clean
             stop removes.
     """
@@ -57,11 +59,14 @@ class ServerConfig:
     metrics_port: int = 8002
     host: str = "127.0.0.1"
     threads: int | None = None
+    accelerator: Literal["openvino"] | None = None
     log_path: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ServerStartError(f"expected at least 1 thread, got {self.threads}")
+        if self.accelerator not in (None, "openvino"):
+            raise ServerStartError(f"expected the accelerator openvino or none, got {self.accelerator!r}")
         for name, port in self.ports().items():
             if not 0 <= port <= 65535:
                 raise ServerStartError(f"{name} port: expected 0 to 65535, got {port}")
@@ -143,12 +148,17 @@ class TritonServer:
         if self.is_alive():
             raise ServerStartError(f"expected a stopped server, got one that runs as process {self.pid}")
         _check_repository(self.config.repository)
+        if self.config.accelerator and importlib.util.find_spec(self.config.accelerator) is None:
+            raise ServerStartError(
+                f"expected the package {self.config.accelerator}, got an environment without it: "
+                f"pip install 'lungstreams[{self.config.accelerator}]'"
+            )
         wheel = find_wheel()
         sweep()
         self.config = _with_free_ports(self.config)
         self._work = make_work_folder()
         try:
-            environment = stub_environment(wheel, self.config.threads)
+            environment = stub_environment(wheel, self.config.threads, self.config.accelerator)
             lay_out_backends(wheel, self._work / "backends", environment)
             self._process = spawn(_arguments(self.config, wheel, self._work), environment, self.log_path)
             self._wait_until_ready(timeout_s)

@@ -76,7 +76,7 @@ def twin(warned: list[str], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     utils.Tensor = FakeTensor
     utils.TritonError = str
     utils.TritonModelException = FakeModelException
-    utils.Logger = SimpleNamespace(log_warn=warned.append)
+    utils.Logger = SimpleNamespace(log_warn=warned.append, log_info=lambda text: None)
     utils.InferenceResponse = lambda output_tensors, error=None: SimpleNamespace(
         outputs={tensor.name(): tensor.as_numpy() for tensor in output_tensors}, error=error
     )
@@ -121,7 +121,7 @@ def parameters(**values: str) -> dict[str, Any]:
 
 
 def started(twin: ModuleType, folder: Path, **more: Any) -> Any:
-    (folder / "1").mkdir(exist_ok=True)
+    (folder / "1").mkdir(parents=True, exist_ok=True)
     lookup_model(folder / "1" / "model.onnx")
     return initialized(twin, folder, config(**more))
 
@@ -323,3 +323,37 @@ def test_a_request_that_does_not_fit_is_answered_alone(
     assert says in answers[1].error
     assert answers[0].error is None
     assert answers[2].outputs["doubled"].tolist() == [[2, 4]]
+
+
+def accelerated(*names: str) -> dict[str, Any]:
+    listed = [{"name": name} for name in names]
+    return {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": listed}}}
+
+
+def test_a_config_or_the_environment_asks_for_openvino(twin: ModuleType) -> None:
+    assert twin.accelerator_of(config(), {}) is None
+    assert twin.accelerator_of(config(**accelerated("openvino")), {}) == "openvino"
+    assert twin.accelerator_of(config(), {"LUNGSTREAMS_ACCELERATOR": "openvino"}) == "openvino"
+    with pytest.raises(ValueError, match="expected the CPU accelerator openvino, got 'fpga'"):
+        twin.accelerator_of(config(**accelerated("fpga")), {})
+
+
+@pytest.mark.parametrize(
+    "asked", [request([[1, 2]], [1]), request([[3, 4], [5, 6]], [0, 2], ("doubled",)), request([[1, 2, 3]], [0])]
+)
+def test_openvino_answers_as_onnx_runtime_does(twin: ModuleType, tmp_path: Path, asked: FakeRequest) -> None:
+    plain = started(twin, tmp_path / "plain")
+    fast = started(twin, tmp_path / "fast", **accelerated("openvino"))
+    expected, got = (model.execute([asked])[0] for model in (plain, fast))
+    assert got.outputs.keys() == expected.outputs.keys()
+    for name, array in expected.outputs.items():
+        np.testing.assert_array_equal(got.outputs[name], array)
+    assert (got.error is None) == (expected.error is None)
+
+
+def test_an_answer_of_openvino_outlives_the_next_run(twin: ModuleType, tmp_path: Path) -> None:
+    fast = started(twin, tmp_path, **accelerated("openvino"))
+    first = fast.execute([request([[1, 2]], [0])])[0].outputs["doubled"]
+    kept = first.copy()
+    fast.execute([request([[7, 8]], [0])])
+    np.testing.assert_array_equal(first, kept)

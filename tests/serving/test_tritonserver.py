@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,10 +14,14 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serving import process, triton_wheel, tritonserver
+from serving.client import PipelineClient
 from serving.errors import ServerStartError
+from serving.phantom import ct_slice, png_bytes
+from serving.pipeline import THRESHOLDS
 from serving.repository import CONFIG_NAME
 from serving.triton_wheel import stub_environment
 from serving.tritonserver import ServerConfig, TritonServer
@@ -276,3 +281,34 @@ def test_sweeping_spares_the_living_and_the_files_of_others(tmp_path: Path, monk
         folder.mkdir()
     process.sweep()
     assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_openvino_answers_in_the_place_of_onnx_runtime(toy_triton: TritonServer, toy_repository: Path) -> None:
+    config = ServerConfig(toy_repository, grpc_port=0, http_port=0, metrics_port=0, threads=1, accelerator="openvino")
+    scan = png_bytes(ct_slice(0).pixels)
+    with TritonServer(config) as server, PipelineClient(server.grpc_url) as fast:
+        got = fast.tensors(scan, "ct", dict.fromkeys(THRESHOLDS, 0.0))
+        log = server.log_path.read_text()
+    with PipelineClient(toy_triton.grpc_url) as plain:
+        expected = plain.tensors(scan, "ct", dict.fromkeys(THRESHOLDS, 0.0))
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, atol=1e-4)
+    assert f"{MODEL}: computed by OpenVinoSession" in log
+
+
+def test_an_accelerator_that_is_not_installed_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ServerStartError, match=r"expected the package openvino, .* pip install 'lungstreams\[openvino\]'"
+    ):
+        TritonServer(ServerConfig(accelerator="openvino", grpc_port=0, http_port=0, metrics_port=0)).start()
+
+
+def test_an_unknown_accelerator_is_refused() -> None:
+    with pytest.raises(ServerStartError, match="expected the accelerator openvino or none, got 'fpga'"):
+        ServerConfig(accelerator="fpga")  # type: ignore[arg-type]

@@ -4,12 +4,13 @@ The embedded server's wheel has no C++ ONNX Runtime backend; this file takes its
 ``backend: "onnxruntime"`` config loads in both servers. It reads the same file (`<version>/model.onnx`) and the
 same parameters as ``src/onnxruntime.cc`` of triton-inference-server/onnxruntime_backend.
 
-It runs inside Triton's Python stub, one process per model instance, from a copy of this file alone. So it imports
-nothing of ours.
+It runs inside Triton's Python stub, one process per model instance, from a copy of this folder alone. So it imports
+nothing of ours but ``openvino_session`` beside it, and that only where a model asks for OpenVINO.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,10 @@ Feeds = dict[str, Array]
 THREADS_VARIABLE: Final = "LUNGSTREAMS_THREADS"
 """Threads within an operator, for models whose config does not say. `ServerConfig.threads` sets it."""
 
+ACCELERATOR_VARIABLE: Final = "LUNGSTREAMS_ACCELERATOR"
+"""Accelerator of models whose config names none. `ServerConfig.accelerator` sets it."""
+
+OPENVINO: Final = "openvino"
 DEFAULT_FILE_NAME: Final = "model.onnx"
 
 HONOURED_PARAMETERS: Final = frozenset(
@@ -143,6 +148,44 @@ def session_options(config: Mapping[str, Any], environment: Mapping[str, str]) -
     return options
 
 
+def accelerator_of(config: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
+    """``openvino`` or None: of ``execution_accelerators { cpu_execution_accelerator }``, else of the environment.
+
+    Raises:
+        ValueError: If it is another one, as the C++ backend has it.
+    """
+    listed = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+    names = [str(entry.get("name", "")) for entry in listed] or [environment.get(ACCELERATOR_VARIABLE, "")]
+    for name in names:
+        if name not in {OPENVINO, ""}:
+            raise ValueError(f"expected the CPU accelerator {OPENVINO}, got {name!r}")
+    return names[0] or None
+
+
+def open_session(path: Path, config: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+    """A network, ready to run: ONNX Runtime's, or OpenVINO's behind the same methods.
+
+    Args:
+        path: The ONNX file.
+        config: The model's config, decoded from JSON.
+        environment: Where `THREADS_VARIABLE` and `ACCELERATOR_VARIABLE` are looked up.
+
+    Raises:
+        ValueError: If a parameter or an accelerator is none that there is.
+        ImportError: If OpenVINO is asked for and not installed.
+    """
+    options = session_options(config, environment)
+    if accelerator_of(config, environment) is None:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # By its path: the stub does not promise that this folder is where Python looks.
+    spec = importlib.util.spec_from_file_location("openvino_session", Path(__file__).with_name("openvino_session.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError("expected openvino_session.py beside the backend, got none")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.OpenVinoSession(path, options.intra_op_num_threads)
+
+
 def run_options(config: Mapping[str, Any]) -> ort.RunOptions:
     """The run options that the C++ backend would set for this config."""
     options = ort.RunOptions()
@@ -166,12 +209,12 @@ class Network:
     """An ONNX Runtime session that answers several requests in one run.
 
     Args:
-        session: The session; the first axis of its inputs and outputs is the batch if `batching`.
+        session: From `open_session`; the first axis of its inputs and outputs is the batch if `batching`.
         batching: Whether requests may be concatenated along axis 0.
         options: Options of each run.
     """
 
-    def __init__(self, session: ort.InferenceSession, *, batching: bool, options: ort.RunOptions | None = None) -> None:
+    def __init__(self, session: Any, *, batching: bool, options: ort.RunOptions | None = None) -> None:
         self._session = session
         self._batching = batching
         self._options = options
@@ -270,10 +313,10 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{args['model_name']}: parameter {key} is not one of the C++ backend's; ignored")
         try:
             path = model_path(args["model_repository"], args["model_version"], config)
-            options = session_options(config, os.environ)
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = open_session(path, config, os.environ)
         except Exception as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        pb_utils.Logger.log_info(f"{args['model_name']}: computed by {type(session).__name__}")
         self._network = Network(session, batching=int(config.get("max_batch_size", 0)) > 0, options=run_options(config))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
