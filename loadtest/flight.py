@@ -85,7 +85,10 @@ class Flight:
 
         def answered(result: Any, error: InferenceServerException | None) -> None:
             done_s = time.perf_counter()
-            self._finisher.submit(self._settle, future, result, error, keep, done_s)
+            try:
+                self._finisher.submit(self._settle, future, result, error, keep, done_s)
+            except RuntimeError:  # Left already, without it: nobody waits any more.
+                self._ended()
 
         with self._changed:
             self._under_way += 1
@@ -112,9 +115,13 @@ class Flight:
             InferenceFailed: If one fails, or does not end in time; nothing is sent after that.
         """
         waiting: deque[Future[Landed[T]]] = deque()
-        for batch in batches:
-            if len(waiting) >= in_flight:
+        left = iter(batches)
+        while True:
+            if len(waiting) >= max(1, in_flight):
                 yield self.result(waiting.popleft()).kept
+            # Only now: a `for` would have read it before there was room.
+            if (batch := next(left, None)) is None:
+                break
             waiting.append(self.send(case, batch, keep))
         while waiting:
             yield self.result(waiting.popleft()).kept

@@ -173,6 +173,7 @@ def draw(result: Load) -> dict[str, Figure]:
     axes.axhline(PAPER_CASE_S, color=GREY, linestyle=":", label=f"the paper's {PAPER_CASE_S} s a case")
     axes.plot([], [], color=GREY, linewidth=0.8, linestyle="-.", label="closed loop at its best")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlim(0, None)
     axes.legend(fontsize=8)
     return {"load-latency": figure}

@@ -112,9 +112,9 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
 
     def __enter__(self) -> Sampler:
-        self.first_pss_bytes = pss_bytes(of_group(self._group))
         self._own_first_bytes = own_rss_bytes()
         self._look()
+        self.first_pss_bytes = self.peak_pss_bytes
         self._thread.start()
         return self
 

@@ -283,6 +283,7 @@ def draw(result: Volumes) -> dict[str, Figure]:
     peaks = [g.server_peak_bytes / MIB for g in result.growth]
     grown = [g.client_growth_bytes / MIB for g in result.growth]
     axes.plot(slices, peaks, color=BLUE, marker="o", label="server at most (PSS)")
+    axes.axhline(result.fresh_bytes / MIB, color=GREY, linestyle=":", label="server before any batch was tried (PSS)")
     axes.plot(slices, grown, color=GREEN, marker="^", linestyle="--", label="growth of the client (RSS)")
     axes.set(xlim=(0, None), ylim=(0, None))
     axes.legend()
