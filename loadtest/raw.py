@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,9 +76,20 @@ class RawPipeline:
         Returns:
             The ensemble's outputs, and each step's time in milliseconds.
         """
+        return self.run_batch(case, [scan])
+
+    def run_batch(self, case: LoadCase, scans: Sequence[bytes]) -> tuple[Answer, dict[str, float]]:
+        """Runs all steps on several scans, each network on all of them at once.
+
+        Returns:
+            The ensemble's outputs with a row for each scan, and each step's time in milliseconds.
+        """
         started = time.perf_counter()
-        image, gates = prepare(scan, case.modality, list(case.thresholds.values()))
-        tensors: dict[str, np.ndarray[Any, Any]] = {IMAGE.name: image[np.newaxis], GATES.name: gates[np.newaxis]}
+        prepared = [prepare(scan, case.modality, list(case.thresholds.values())) for scan in scans]
+        tensors: dict[str, np.ndarray[Any, Any]] = {
+            tensor.name: np.stack(rows)
+            for tensor, rows in zip((IMAGE, GATES), zip(*prepared, strict=True), strict=True)
+        }
         times = {PREPROCESS.model: (time.perf_counter() - started) * 1000}
         for step in NETWORKS:
             started = time.perf_counter()
@@ -90,6 +101,19 @@ class RawPipeline:
         feeds = {name: tensors[source] for name, source in step.input_map.items()}
         outputs = self._sessions[step.model].run(list(step.output_map), feeds)
         return dict(zip(step.output_map.values(), outputs, strict=True))
+
+
+def served_parameters(client: Any) -> dict[str, dict[str, str]]:
+    """By network, the `parameters` of its config as a server gives them.
+
+    Args:
+        client: From `loadtest.wire.connect`.
+    """
+    configs = {step.model: client.get_model_config(step.model).config for step in NETWORKS}
+    return {
+        model: {key: value.string_value for key, value in config.parameters.items()}
+        for model, config in configs.items()
+    }
 
 
 def session_options(parameters: Mapping[str, str]) -> Any:

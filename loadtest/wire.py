@@ -7,7 +7,7 @@ under gevent it needs a channel of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -109,18 +109,24 @@ def connect(url: str) -> Any:
     return _Client(f"{host}:{port}", channel_args=options)
 
 
-def _input(tensor: Tensor, value: np.ndarray[Any, Any]) -> Any:
-    wire = triton.InferInput(tensor.name, [1, *tensor.shape], tensor.dtype)
-    wire.set_data_from_numpy(value.reshape(1, *tensor.shape))
+def _input(tensor: Tensor, values: Sequence[Any]) -> Any:
+    array = np.array(values, dtype=np.float32 if tensor.dtype == "FP32" else object).reshape(-1, *tensor.shape)
+    wire = triton.InferInput(tensor.name, list(array.shape), tensor.dtype)
+    wire.set_data_from_numpy(array)
     return wire
 
 
 def request_inputs(case: LoadCase, scan: bytes) -> list[Any]:
     """A case's input tensors, as `InferInput`, for a batch of one."""
+    return batch_inputs(case, [scan])
+
+
+def batch_inputs(case: LoadCase, scans: Sequence[bytes]) -> list[Any]:
+    """The input tensors, as `InferInput`, of several scans that are asked the same."""
     return [
-        _input(SCAN, np.array([scan], dtype=object)),
-        _input(MODALITY, np.array([case.modality.encode()], dtype=object)),
-        _input(THRESHOLDS_TENSOR, np.array([*case.thresholds.values()], dtype=np.float32)),
+        _input(SCAN, scans),
+        _input(MODALITY, [case.modality.encode()] * len(scans)),
+        _input(THRESHOLDS_TENSOR, [[*case.thresholds.values()]] * len(scans)),
     ]
 
 
@@ -144,6 +150,12 @@ def infer(client: Any, case: LoadCase, scan: bytes) -> Answer:
         raise InferenceFailed(str(error)) from error
     arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in ENSEMBLE_OUTPUTS}
     return {name: array for name, array in arrays.items() if array is not None}
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a request failed because the server has as many waiting as it takes, or let it wait too long."""
+    text = str(error).lower()
+    return "maximum queue size" in text or "timeout expired" in text
 
 
 def answer_bytes(answer: Answer) -> int:

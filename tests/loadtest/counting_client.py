@@ -1,0 +1,43 @@
+"""A tritonclient that says how many of its requests are under way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class CountingClient:
+    """A real client that knows how many of its requests are under way, and may hold the first answer back."""
+
+    def __init__(self, client: Any, first_held_s: float = 0.0) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._first_held_s = first_held_s
+        self.sent = 0
+        self.now = 0
+        self.most = 0
+        self.order: list[int] = []
+        self.sent_at_first_answer = 0
+
+    def async_infer(self, *arguments: Any, callback: Callable[..., None], **named: Any) -> None:
+        with self._lock:
+            number = self.sent
+            self.sent += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+        def ended(result: Any, error: Any) -> None:
+            with self._lock:
+                self.now -= 1
+                self.sent_at_first_answer = self.sent_at_first_answer or self.sent
+                self.order.append(number)
+            callback(result, error)
+
+        def answered(result: Any, error: Any) -> None:
+            if number == 0 and self._first_held_s:
+                threading.Timer(self._first_held_s, ended, [result, error]).start()
+            else:
+                ended(result, error)
+
+        self._client.async_infer(*arguments, callback=answered, **named)
