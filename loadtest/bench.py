@@ -19,6 +19,7 @@ from rich.console import Console
 
 from loadtest.machine import Machine, describe
 from serving.errors import RequestError
+from serving.tritonserver import ServerConfig, TritonServer
 
 REPORT_NAME: Final = "benchmarks.md"
 JSON_NAME: Final = "benchmarks.json"
@@ -63,15 +64,33 @@ class Part:
 
 def parts() -> dict[str, Part]:
     """All parts by name, in the order in which they run. Importing them takes what they need."""
-    from loadtest import latency
+    from loadtest import footprint, knee, latency, volumes
 
     return {
         "latency": Part(
-            "Latency of a case",
-            lambda settings: latency.measure(settings.repository, settings.rounds),
-            latency.sections,
+            "Latency of a case", _served(lambda server, s: latency.measure(server, s.rounds)), latency.sections
+        ),
+        "volumes": Part(
+            "A CT volume", _served(lambda server, _: volumes.measure(server)), volumes.sections, volumes.draw
+        ),
+        "load": Part("Latency against load", _served(lambda server, _: knee.measure(server)), knee.sections, knee.draw),
+        "footprint": Part(
+            "Start, memory, preprocessing",
+            lambda settings: footprint.measure(settings.repository),
+            footprint.sections,
+            footprint.draw,
         ),
     }
+
+
+def _served(measure: Callable[[TritonServer, Settings], Any]) -> Callable[[Settings], Any]:
+    """A part that needs a server: each gets a fresh one, for a server keeps the memory of its largest batch."""
+
+    def run(settings: Settings) -> Any:
+        with TritonServer(ServerConfig(settings.repository, grpc_port=0, http_port=0, metrics_port=0)) as server:
+            return measure(server, settings)
+
+    return run
 
 
 def main(

@@ -18,12 +18,13 @@ from rich.progress import track
 
 from loadtest.cases import CASES, LoadCase
 from loadtest.gate import percentile
-from loadtest.raw import RawPipeline, model_parameters, served_version, session_options
-from loadtest.table import table
+from loadtest.layout import number, table
+from loadtest.raw import RawPipeline, served_parameters, served_version, session_options
 from loadtest.wire import REQUEST_TIMEOUT_S, Answer, check_answer, connect, infer
 from serving import statistics
 from serving.errors import RequestError
 from serving.pipeline import STEPS
+from serving.tritonserver import TritonServer
 
 WARM_UP_ROUNDS: Final = 2
 """Not counted: first calls allocate arenas and fault weights in."""
@@ -82,32 +83,28 @@ class Latency:
     cases: Mapping[str, Measured]
 
 
-def measure(repository: Path, rounds: int) -> Latency:
-    """Starts an embedded Triton and takes the rounds.
+def measure(server: TritonServer, rounds: int) -> Latency:
+    """Takes the rounds.
 
     Args:
-        repository: The model repository.
+        server: A started one, which nobody else asks.
         rounds: Requests per case and way that are counted.
 
     Raises:
         RequestError: If `rounds` is below 1.
-        ServerStartError: If the embedded server does not start.
         InferenceFailed: If an answer can not be right.
     """
-    from serving.tritonserver import ServerConfig, TritonServer
-
     if rounds < 1:
         raise RequestError(f"expected 1 round or more, got {rounds}")
-    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0)) as server:
-        client = connect(server.grpc_url)
-        try:
-            return _measure(client, repository, rounds)
-        finally:
-            client.close()
+    client = connect(server.grpc_url)
+    try:
+        return _measure(client, server.config.repository, rounds)
+    finally:
+        client.close()
 
 
 def _measure(client: Any, repository: Path, rounds: int) -> Latency:
-    parameters = model_parameters(client)
+    parameters = served_parameters(client)
     raw = RawPipeline(repository, parameters)
     cases = {name: Measured() for name in CASES}
     scans = {name: case.scans() for name, case in CASES.items()}
@@ -225,4 +222,4 @@ def _around_cell(measured: Measured, model: str) -> str:
 
 
 def _number(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.1f}"
+    return number(milliseconds, 1)

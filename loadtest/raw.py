@@ -36,19 +36,6 @@ def served_version(repository: Path, model: str) -> int:
     return there[-1]
 
 
-def model_parameters(client: Any) -> dict[str, dict[str, str]]:
-    """By network, the `parameters` of its config, as the server gives them.
-
-    Args:
-        client: From `loadtest.wire.connect`.
-    """
-    configs = {step.model: client.get_model_config(step.model).config for step in NETWORKS}
-    return {
-        model: {key: value.string_value for key, value in config.parameters.items()}
-        for model, config in configs.items()
-    }
-
-
 class RawPipeline:
     """The steps of `serving.pipeline`, run by hand.
 

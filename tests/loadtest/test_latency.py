@@ -20,7 +20,7 @@ ROUNDS = 2
 
 @pytest.fixture(scope="module")
 def measured(toy_triton: TritonServer) -> latency.Latency:
-    return latency.measure(toy_triton.config.repository, ROUNDS)
+    return latency.measure(toy_triton, ROUNDS)
 
 
 @pytest.mark.triton
@@ -53,9 +53,9 @@ def test_the_tables_name_every_case_and_every_step(measured: latency.Latency) ->
     assert not any(" - " in row for row in rows)
 
 
-def test_no_round_at_all_is_refused(tmp_path: Path) -> None:
+def test_no_round_at_all_is_refused() -> None:
     with pytest.raises(RequestError, match="expected 1 round or more, got 0"):
-        latency.measure(tmp_path, 0)
+        latency.measure(TritonServer(), 0)
 
 
 def test_a_repository_without_versions_is_refused(tmp_path: Path) -> None:
