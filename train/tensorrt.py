@@ -75,7 +75,7 @@ def check_can_build() -> None:
     missing = []
     if not _sees_gpu():
         missing.append("no GPU that nvidia-smi sees")
-    if _trtexec() is None:
+    if trtexec() is None:
         missing.append("no trtexec on PATH")
     if missing:
         raise ExportError(
@@ -95,7 +95,7 @@ def build(out: Path) -> None:
     """
     report = json.loads((out / REPORT_NAME).read_text(encoding="utf-8"))
     for model, entry in report["models"].items():
-        command = [str(_trtexec()), *entry["command"][1:]]
+        command = [str(trtexec()), *entry["command"][1:]]
         _log.info("building the engine of %s", model)
         run = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
         if run.returncode or not (out / entry["engine"]).is_file():
@@ -116,7 +116,8 @@ def _sees_gpu() -> bool:
     return run.returncode == 0 and "GPU" in run.stdout
 
 
-def _trtexec() -> str | None:
+def trtexec() -> str | None:
+    """Where ``trtexec`` is: on PATH, or where NVIDIA's Triton image has it."""
     return shutil.which("trtexec", path=os.pathsep.join([os.environ.get("PATH", os.defpath), TRTEXEC_FOLDER]))
 
 

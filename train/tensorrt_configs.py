@@ -88,6 +88,7 @@ def gate_config(step: Step) -> Any:
     """The `ModelConfig` of the gate in front of an engine: the step's own wire."""
     config = model_config(step)
     config.backend = "python"
+    config.parameters["engine"].string_value = engine_model(step)
     del config.instance_group[:]
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     # Warming it up would call an engine that may not be loaded yet; the engine warms itself up.

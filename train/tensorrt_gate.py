@@ -1,7 +1,8 @@
 """A gate in front of a TensorRT engine: the ``model.py`` of a step whose network Triton serves as a plan.
 
 An engine holds no ONNX ``If``, and an ensemble cannot branch. So the step's model is this one, with the step's wire,
-and the engine beside it, ``<step>_engine``, is called for the open items alone. It answers as `train.gating` describes.
+and the engine beside it, which its config names, is called for the open items alone. It answers as `train.gating`
+describes.
 
 It runs inside Triton's Python stub, from a copy of this file. `serving` must be importable there, as it must for
 ``preprocess``; `train` need not be.
@@ -9,6 +10,7 @@ It runs inside Triton's Python stub, from a copy of this file. `serving` must be
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,7 +21,8 @@ import triton_python_backend_utils as pb_utils
 from serving import pipeline
 from serving.pipeline import Gate, Step, Tensor
 
-ENGINE_SUFFIX: Final = "_engine"
+ENGINE_PARAMETER: Final = "engine"
+"""Key of the config's ``parameters`` under which the engine's model is named."""
 
 Array = npt.NDArray[Any]
 
@@ -53,7 +56,7 @@ class TritonPythonModel:
             args: Of the stub.
         """
         self._step = pipeline.step(args["model_name"])
-        self._engine = args["model_name"] + ENGINE_SUFFIX
+        self._engine = json.loads(args["model_config"])["parameters"][ENGINE_PARAMETER]["string_value"]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch by at most one call of the engine."""
