@@ -79,12 +79,18 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
     )
 
 
-def calibration_scans(experiment_name: str, data_folder: Path | None = None) -> UInt8[np.ndarray, "n 512 512 3"]:
+def calibration_scans(
+    experiment_name: str, data_folder: Path | None = None, cache: Path = CACHE
+) -> UInt8[np.ndarray, "n 512 512 3"]:
     """The training scans that a run of an experiment is calibrated with when it is published.
 
     Args:
         experiment_name: As in a version's provenance.
         data_folder: Root of the scans; None for the default.
+        cache: Where prepared scans are kept.
+
+    Returns:
+        Preprocessed, `[0, 255]`; `CALIBRATION_SCANS` of them where there are as many.
 
     Raises:
         ExportError: If there is no such experiment.
@@ -92,7 +98,7 @@ def calibration_scans(experiment_name: str, data_folder: Path | None = None) -> 
     """
     if experiment_name not in EXPERIMENTS:
         raise ExportError(f"expected the experiment of a published version, got {experiment_name!r}")
-    arrays = fit.load(EXPERIMENTS[experiment_name], data.data_root(data_folder), CACHE)
+    arrays = fit.load(EXPERIMENTS[experiment_name], data.data_root(data_folder), cache)
     return _sample(arrays.of_split("train"), CALIBRATION_SCANS)
 
 
