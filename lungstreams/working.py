@@ -164,6 +164,17 @@ class EnginePrecision(str, Enum):
     int8 = "int8"
 
 
+NewFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="TensorRT: a new folder for all that is written. [dim]Default: build/tensorrt[/dim]",
+        show_default=False,
+    ),
+]
+
+
 def export(
     run: Annotated[
         Path | None, typer.Argument(help="Folder of a run; none for --target tensorrt, which takes what is published.")
@@ -177,15 +188,7 @@ def export(
         EnginePrecision | None,
         typer.Option(help="TensorRT: what its engines compute in. [dim]Default: fp16[/dim]", show_default=False),
     ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="TensorRT: a new folder for all that is written. [dim]Default: build/tensorrt[/dim]",
-            show_default=False,
-        ),
-    ] = None,
+    folder: NewFolder = None,
     render_only: Annotated[
         bool, typer.Option("--render-only", help="TensorRT: all but the engines; needs no GPU.")
     ] = False,
