@@ -43,7 +43,13 @@ def register(app: typer.Typer) -> None:
             "lungstreams evaluate --confounds --through-triton",
         )
     )(evaluate)
-    app.command(epilog=examples("lungstreams export runs/recognition_first"))(export)
+    app.command(
+        epilog=examples(
+            "lungstreams export runs/recognition_first",
+            "lungstreams export --target tensorrt --precision int8 --out build/tensorrt",
+            "lungstreams export --target tensorrt --render-only",
+        )
+    )(export)
     app.command(
         epilog=examples(
             "lungstreams loadtest --duration 60",
@@ -144,16 +150,89 @@ def evaluate(
     )
 
 
+class Target(str, Enum):
+    """What to export for."""
+
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+
+
+class EnginePrecision(str, Enum):
+    """As `train.tensorrt_configs.EnginePrecision`."""
+
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+NewFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="TensorRT: a new folder for all that is written. [dim]Default: build/tensorrt[/dim]",
+        show_default=False,
+    ),
+]
+
+
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run; none for --target tensorrt, which takes what is published.")
+    ] = None,
     repository: Annotated[Path | None, typer.Option(metavar="DIR", help="The model repository.")] = None,
     data: Data = None,
+    target: Annotated[
+        Target, typer.Option(help="onnx publishes a run; tensorrt makes what is published ready for an NVIDIA GPU.")
+    ] = Target.onnx,
+    precision: Annotated[
+        EnginePrecision | None,
+        typer.Option(help="TensorRT: what its engines compute in. [dim]Default: fp16[/dim]", show_default=False),
+    ] = None,
+    folder: NewFolder = None,
+    render_only: Annotated[
+        bool, typer.Option("--render-only", help="TensorRT: all but the engines; needs no GPU.")
+    ] = False,
 ) -> None:
-    """Convert a run to ONNX, check it against Keras, and publish it as a new version. Refuses where they disagree."""
+    """Convert a run to ONNX, check it against Keras, and publish it as a new version. Refuses where they disagree.
+
+    With --target tensorrt: write networks, two model repositories and a script for trtexec into a folder of their own,
+    and build the engines. Exit code 2 without a GPU or trtexec, unless --render-only.
+    """
+    if target is Target.tensorrt:
+        _export_tensorrt(run, repository, data, precision or EnginePrecision.fp16, folder, render_only=render_only)
+        return
+    if run is None:
+        fail("expected the folder of a run, got none (see lungstreams export --help)")
+    if precision or folder or render_only:
+        fail("expected --precision, --out and --render-only with --target tensorrt alone, got them with onnx")
     publish = extra("train.publish").main
     from serving.repository import DEFAULT_REPOSITORY
 
     publish(run, repository or DEFAULT_REPOSITORY, data)
+
+
+def _export_tensorrt(
+    run: Path | None,
+    repository: Path | None,
+    data: Path | None,
+    precision: EnginePrecision,
+    folder: Path | None,
+    *,
+    render_only: bool,
+) -> None:
+    if run is not None:
+        fail(f"expected no run with --target tensorrt, which takes what is published, got {run}: publish it first")
+    main = extra("train.tensorrt").main
+    from serving.repository import DEFAULT_REPOSITORY
+
+    report = main(
+        repository or DEFAULT_REPOSITORY,
+        folder or Path("build/tensorrt"),
+        precision.value,
+        render_only=render_only,
+        data_folder=data,
+    )
+    typer.echo(f"written {report}")
 
 
 def loadtest(

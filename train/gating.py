@@ -33,7 +33,10 @@ OPSETS: Final = range(16, 22)
 
 _ONNX_DTYPES: Final = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT}
 _NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
-_INNER: Final = "network/"
+INNER: Final = "network/"
+"""Before every name of the network inside of a gate."""
+SCATTER_NAME: Final = "gate/scatter"
+"""The last node of the branch that runs the network."""
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 
 
@@ -56,7 +59,7 @@ def add_gate(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
     if step.gate is None:
         raise ExportError(f"expected a step with a gate, got {step.model!r}")
     opset = _check_network(network, step)
-    inner = onnx.compose.add_prefix(network, _INNER)
+    inner = onnx.compose.add_prefix(network, INNER)
     wire = step.outputs[0]
     nodes = [*_open_items(step.gate), *_filled(wire, step.gate.closed_value)]
     nodes.append(
@@ -199,7 +202,7 @@ def _then_branch(network: onnx.GraphProto, wire: Tensor) -> onnx.GraphProto:
         "ScatterND",
         ["gate/filled", "gate/index_rows", network.output[0].name],
         ["gate/answered"],
-        name="gate/scatter",
+        name=SCATTER_NAME,
     )
     return helper.make_graph(
         [gather, *network.node, scatter],

@@ -143,38 +143,44 @@ def _check_probabilities(values: Num[np.ndarray, "n k"], step: Step) -> None:
 
 
 def check_int8(
-    expected: Num[np.ndarray, "n ..."], got: Num[np.ndarray, "n ..."], step: Step, tolerances: Tolerances
+    expected: Num[np.ndarray, "n ..."],
+    got: Num[np.ndarray, "n ..."],
+    step: Step,
+    tolerances: Tolerances,
+    what: str = "int8 against fp32",
 ) -> dict[str, Any]:
-    """Hold the int8 network against the fp32 one; what was measured.
+    """Hold the int8 network against the fp32 one, or two networks that are as near; what was measured.
 
     Raises:
         ParityError: If it is off by more than the tolerances.
     """
     if step.outputs[0] == MASK:
-        return _check_int8_masks(expected, got, step, tolerances)
+        return _check_int8_masks(expected, got, step, tolerances, what)
     difference = np.abs(expected - got)
     measured = {"mean_abs_difference": float(difference.mean()), "max_abs_difference": float(difference.max())}
     limits = {
         "mean_abs_difference": tolerances.int8_probability_mean,
         "max_abs_difference": tolerances.int8_probability_max,
     }
-    _hold(measured, limits, "int8 against fp32")
+    _hold(measured, limits, what)
     return measured
 
 
 def _check_int8_masks(
-    expected: UInt8[np.ndarray, "n h w"], got: UInt8[np.ndarray, "n h w"], step: Step, tolerances: Tolerances
+    expected: UInt8[np.ndarray, "n h w"],
+    got: UInt8[np.ndarray, "n h w"],
+    step: Step,
+    tolerances: Tolerances,
+    what: str,
 ) -> dict[str, Any]:
     disagreement = {"pixel_disagreement": float((expected != got).mean())}
-    _hold(disagreement, {"pixel_disagreement": tolerances.int8_mask}, "int8 against fp32")
+    _hold(disagreement, {"pixel_disagreement": tolerances.int8_mask}, what)
     dice: dict[str, float | None] = {}
     for class_id, name in enumerate(label_order(step.model)):
         dice[name] = class_dice(expected, got, class_id)
         rare = max((expected == class_id).mean(), (got == class_id).mean()) < tolerances.int8_rare
         if not rare and (dice[name] or 0.0) < tolerances.int8_dice:
-            raise ParityError(
-                f"int8 against fp32: expected a Dice of {name} from {tolerances.int8_dice:g}, got {dice[name]:.4f}"
-            )
+            raise ParityError(f"{what}: expected a Dice of {name} from {tolerances.int8_dice:g}, got {dice[name]:.4f}")
     return {**disagreement, "dice": dice}
 
 

@@ -17,8 +17,8 @@ from train.batches import Arrays, in_three_channels
 from train.calibration import fold_platt, fold_temperature
 from train.data import fingerprint
 from train.decision import fold_decision
-from train.evaluate import keras_predictor, measure, trained
-from train.experiments import Experiment
+from train.evaluate import CACHE, keras_predictor, measure, trained
+from train.experiments import EXPERIMENTS, Experiment
 from train.export import export
 from train.leaks import LEFT_OUT, by_source, clean_split
 from train.provenance import DataSource, Precision, Provenance
@@ -77,6 +77,29 @@ def main(run: Path, repository: Path, data_folder: Path | None = None, precision
         measure=lambda predict: measure(experiment, test, predict),
         keep=1,
     )
+
+
+def calibration_scans(
+    experiment_name: str, data_folder: Path | None = None, cache: Path = CACHE
+) -> UInt8[np.ndarray, "n 512 512 3"]:
+    """The training scans that a run of an experiment is calibrated with when it is published.
+
+    Args:
+        experiment_name: As in a version's provenance.
+        data_folder: Root of the scans; None for the default.
+        cache: Where prepared scans are kept.
+
+    Returns:
+        Preprocessed, `[0, 255]`; `CALIBRATION_SCANS` of them where there are as many.
+
+    Raises:
+        ExportError: If there is no such experiment.
+        DatasetError: If data is missing.
+    """
+    if experiment_name not in EXPERIMENTS:
+        raise ExportError(f"expected the experiment of a published version, got {experiment_name!r}")
+    arrays = fit.load(EXPERIMENTS[experiment_name], data.data_root(data_folder), cache)
+    return _sample(arrays.of_split("train"), CALIBRATION_SCANS)
 
 
 def _fold(model: keras.Model, experiment: Experiment, validation: Arrays) -> dict[str, Any]:

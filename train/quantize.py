@@ -7,6 +7,9 @@ has the fastest kernels on x86 (triton-facts: 0.16 s against 0.25 s for S8S8).
 On a CPU without VNNI (before Cascade Lake and Zen 4) the U8S8 kernels add pairs of products in 16 bits, which
 saturates. `QuantizationConfig.reduce_range` keeps the weights to 7 bits for such machines; with VNNI it only costs
 precision, so it is off.
+
+TensorRT has neither unsigned nor asymmetric int8, and wants biases in float:
+`QuantizationConfig.symmetric_activations` ("S8S8").
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ class QuantizationConfig:
         head_in_fp32: Keep the last layer with weights, and all that follows it, in fp32: a quantised logit ties
             classes that were apart.
         reduce_range: Seven bits for weights; for CPUs without VNNI.
+        symmetric_activations: Activations in int8 around 0, ReLUs kept, biases in fp32; for TensorRT.
     """
 
     calibrate_method: CalibrateMethod = "minmax"
@@ -72,6 +76,7 @@ class QuantizationConfig:
     nodes_to_exclude: tuple[str, ...] = ()
     head_in_fp32: bool = True
     reduce_range: bool = False
+    symmetric_activations: bool = False
 
     def __post_init__(self) -> None:
         if self.calibrate_method not in get_args(CalibrateMethod):
@@ -162,11 +167,16 @@ def quantize(
             op_types_to_quantize=list(QUANTIZED_OPS),
             per_channel=True,
             reduce_range=config.reduce_range,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if config.symmetric_activations else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=excluded,
             calibrate_method=_METHODS[config.calibrate_method],
-            extra_options={"CalibPercentile": config.percentile, "CalibStridedMinMax": 1},
+            extra_options={
+                "CalibPercentile": config.percentile,
+                "CalibStridedMinMax": 1,
+                "ActivationSymmetric": config.symmetric_activations,
+                "QuantizeBias": not config.symmetric_activations,
+            },
         )
         return onnx.load(path)
 

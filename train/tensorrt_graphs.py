@@ -1,0 +1,151 @@
+"""Published graphs as TensorRT takes them: without the gate, and in float or symmetric int8.
+
+::
+
+    model.onnx -- ungated --> network --+-- in_float ----> fp32, which TensorRT builds in fp16
+                                        +-- symmetric ---> int8 weights and activations, zero points all 0
+                                        |
+                                        +-- through_float: uint8 is cast from float alone
+
+What TensorRT's ONNX parser refuses, after its documentation ("Working with Quantized Types" and `DataType`, 10.x):
+zero points other than 0, quantised uint8, quantised biases (int32), and uint8 other than as an input that is cast to
+float at once or an output that is cast from float. Ours are uint8 activations with int32 biases, made for CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.errors import ExportError
+from serving.pipeline import IMAGE, Step
+from train.gating import INNER, SCATTER_NAME
+
+_FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def ungated(gated: onnx.ModelProto) -> onnx.ModelProto:
+    """The network inside of a published graph: the inverse of `train.gating.add_gate`.
+
+    Args:
+        gated: A published graph.
+
+    Returns:
+        ``image`` UINT8 `[N, 512, 512, 3]` in, one tensor out, under the exporter's name.
+
+    Raises:
+        ExportError: If the graph carries no gate of ours, or the network has graphs within nodes.
+    """
+    branch = next((_graph(node, "then_branch") for node in gated.graph.node if node.op_type == "If"), None)
+    if branch is None or branch.node[-1].name != SCATTER_NAME:
+        raise ExportError(f"expected a graph with a gate of ours, got {gated.graph.name!r} without one")
+    gather, *nodes, scatter = branch.node
+    if any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
+        raise ExportError(f"expected a network without graphs in its nodes, got one in {gated.graph.name!r}")
+    wire = gated.graph.output[0].type
+    image = next(value for value in gated.graph.input if value.name == IMAGE.name)
+    graph = helper.make_graph(
+        nodes,
+        gated.graph.name,
+        [helper.make_value_info(gather.output[0], image.type)],
+        [helper.make_value_info(scatter.input[2], wire)],
+        initializer=branch.initializer,
+    )
+    _strip_prefix(graph)
+    return like(gated, graph)
+
+
+def through_float(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
+    """The same network, its output named as on the wire, and what is cast to uint8 cast to float first.
+
+    Args:
+        network: One without the gate.
+        step: Whose it is.
+    """
+    wire = step.outputs[0].name
+    model = onnx.ModelProto()
+    model.CopyFrom(network)
+    graph = model.graph
+    _rename(graph, {graph.output[0].name: wire})
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.UINT8:
+            exact = f"{node.output[0]}/float"
+            nodes.append(helper.make_node("Cast", [node.input[0]], [exact], name=exact, to=TensorProto.FLOAT))
+            node.input[0] = exact
+        nodes.append(node)
+    _set_nodes(graph, nodes)
+    onnx.checker.check_model(model)
+    return model
+
+
+def refusals(network: onnx.ModelProto) -> Iterator[str]:
+    """What TensorRT's parser is documented to refuse in a network, one line each. What else it may refuse is not known.
+
+    Args:
+        network: One without the gate.
+    """
+    graph = network.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            yield from _zero_point_refusals(node, constants)
+        if IMAGE.name in node.input and not _casts_to(node, _FLOATS):
+            yield f"{node.name}: expected {IMAGE.name} to be cast to float first, got {node.op_type}"
+        if _casts_to(node, (TensorProto.UINT8,)) and not _casts_to(producers.get(node.input[0]), _FLOATS):
+            yield f"{node.name}: expected a cast to uint8 from float, got one from {node.input[0]}"
+    for output in graph.output:
+        is_uint8 = output.type.tensor_type.elem_type == TensorProto.UINT8
+        if is_uint8 and not _casts_to(producers.get(output.name), (TensorProto.UINT8,)):
+            yield f"{output.name}: expected a uint8 output that is cast from float, got another"
+
+
+def _zero_point_refusals(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Iterator[str]:
+    zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
+    if zero_point is None or zero_point.data_type != TensorProto.INT8:
+        name = TensorProto.DataType.Name(zero_point.data_type) if zero_point is not None else "none"
+        yield f"{node.name}: expected an INT8 zero point, got {name}"
+    elif numpy_helper.to_array(zero_point).any():
+        yield f"{node.name}: expected a zero point of 0, got another"
+
+
+def _casts_to(node: onnx.NodeProto | None, types: tuple[int, ...]) -> bool:
+    return node is not None and node.op_type == "Cast" and helper.get_node_attr_value(node, "to") in types
+
+
+def like(model: onnx.ModelProto, graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A model of a graph, in the versions of another model."""
+    return helper.make_model(
+        graph, producer_name="lungstreams", ir_version=model.ir_version, opset_imports=model.opset_import
+    )
+
+
+def _graph(node: onnx.NodeProto, attribute: str) -> Any:
+    return helper.get_node_attr_value(node, attribute)
+
+
+def _strip_prefix(graph: onnx.GraphProto) -> None:
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    names |= {tensor.name for tensor in graph.initializer}
+    _rename(graph, {name: name.removeprefix(INNER) for name in names})
+    for node in graph.node:
+        node.name = node.name.removeprefix(INNER)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names.get(name, name) for name in field]
+    for values in (graph.input, graph.output, graph.initializer):
+        for value in values:
+            value.name = names.get(value.name, value.name)
+
+
+def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
