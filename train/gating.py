@@ -34,6 +34,7 @@ OPSETS: Final = range(16, 22)
 _ONNX_DTYPES: Final = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT}
 _NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
 _INNER: Final = "network/"
+_IF: Final = "gate/if"
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 
 
@@ -64,7 +65,7 @@ def add_gate(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
             "If",
             ["gate/any_open"],
             [wire.name],
-            name="gate/if",
+            name=_IF,
             then_branch=_then_branch(inner.graph, wire),
             else_branch=helper.make_graph(
                 [helper.make_node("Identity", ["gate/filled"], ["gate/closed"], name="gate/closed")],
@@ -88,6 +89,45 @@ def add_gate(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
     )
     onnx.checker.check_model(gated)
     return gated
+
+
+def remove_gate(gated: onnx.ModelProto, step: Step) -> onnx.ModelProto:
+    """The network inside a published graph: the reverse of `add_gate`.
+
+    Args:
+        gated: From `add_gate`, for the same step.
+        step: The step.
+
+    Returns:
+        A model from ``image`` to the step's first output, both with a batch axis, that computes the same numbers.
+
+    Raises:
+        ExportError: If there is no such gate in the graph.
+    """
+    gates = [node for node in gated.graph.node if node.name == _IF]
+    branches = [entry.g for node in gates for entry in node.attribute if entry.name == "then_branch"]
+    if len(branches) != 1 or len(branches[0].node) < 3:
+        raise ExportError(f"expected a graph of {step.model} with one gate, got {len(branches)}")
+    (branch,) = branches
+    gather, *nodes, scatter = branch.node
+    image, wire = pipeline.IMAGE, step.outputs[0]
+    graph = helper.make_graph(
+        [
+            # Names inside are the exporter's; runtimes fold an Identity away.
+            helper.make_node("Identity", [image.name], [gather.output[0]], name="bare/image"),
+            *nodes,
+            helper.make_node("Identity", [scatter.input[2]], [wire.name], name="bare/answer"),
+        ],
+        step.model,
+        [_value_info(image)],
+        [_value_info(wire)],
+        initializer=list(branch.initializer),
+    )
+    bare = helper.make_model(
+        graph, producer_name="lungstreams", ir_version=gated.ir_version, opset_imports=list(gated.opset_import)
+    )
+    onnx.checker.check_model(bare)
+    return bare
 
 
 def _check_network(network: onnx.ModelProto, step: Step) -> int:
