@@ -58,7 +58,8 @@ class Difference:
             if array.dtype == np.uint8:
                 mask = max(mask, float((array != b[name]).mean()))
             else:
-                probability = max(probability, float(np.abs(array - b[name]).max()))
+                # Not Python's max, which passes NaN over.
+                probability = float(np.maximum(probability, np.abs(array - b[name]).max()))
         return Difference(probability, mask)
 
     def within(self, limit: Difference) -> bool:
