@@ -19,6 +19,15 @@ def sections(result: SideBySide) -> list[str]:
         f"## Side by side: {result.title}",
         _introduction(result),
         *(part for case in result.cases for part in _case_sections(result, case)),
+        *agreement(result),
+        "### How each was set up",
+        "\n".join(f"- {way}: {how}." for way, how in _setups(result).items()),
+    ]
+
+
+def agreement(result: SideBySide) -> list[str]:
+    """Whether all said the same: a heading, an explanation and a table."""
+    return [
         "### Agreement",
         f"Largest differences from {REFERENCE_WAY} in process, over all rounds and cases: of a probability, and of a "
         "mask the share of pixels.",
@@ -26,8 +35,6 @@ def sections(result: SideBySide) -> list[str]:
             ("way", "same networks: probability", "mask", "fp32 networks: probability", "mask", "verdict"),
             [_agreement_row(result, contender) for contender in result.contenders],
         ),
-        "### How each was set up",
-        "\n".join(f"- {way}: {how}." for way, how in _setups(result).items()),
     ]
 
 
