@@ -24,7 +24,7 @@ IDENTITY_GAMMA: Final = 0.25
 """Scale of batch norms that begin at 0, so that their units are the identity. Sixteen in a row then stay in range."""
 BACKGROUND_SHARE: Final = 0.85
 """Of a mask's pixels."""
-BATCH_IMAGES: Final = 4
+BATCH_IMAGES: Final = 2
 LEAST_DIFFERENCE: Final = 1e-5
 """Of a probability between two images."""
 
@@ -38,17 +38,20 @@ def random_deeplab(config: DeepLabConfig, images: Images) -> keras.Model:
         config: Its shape.
         images: Preprocessed scans, `[0, 255]`.
     """
-    model = build_deeplab(config)
+    import tensorflow as tf
+
+    # A graph frees what nobody reads any more; eager Keras keeps every activation to the end, 1 GB an image.
+    run = tf.function(model := build_deeplab(config))
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         if not np.asarray(norm.gamma).any():
             norm.gamma.assign(np.full(norm.gamma.shape, IDENTITY_GAMMA, np.float32))
         norm.momentum = 0.0  # one pass then leaves exactly its own statistics
-    model(images[:BATCH_IMAGES], training=True)
+    run(tf.constant(images[:BATCH_IMAGES]), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    logits = np.concatenate([np.asarray(model(image[np.newaxis], training=False)) for image in images[:BATCH_IMAGES]])
+    logits = np.concatenate([run(tf.constant(image[np.newaxis]), training=False) for image in images[:BATCH_IMAGES]])
     lead = logits[..., 1:].max(axis=-1) - logits[..., 0]
     classifier = model.get_layer(CLASSIFIER_LAYER)
     bias = np.asarray(classifier.bias).copy()
