@@ -43,6 +43,12 @@ from train.parity import Tolerances, check_fp32, keras_answers, onnx_answers, op
 FINGERPRINT_NAME: Final = "fingerprint.json"
 PRECISIONS: Final = ("fp32", "int8")
 GOLDEN_IMAGES: Final = 2
+NOTE: Final = (
+    "Weights are random and masks mean nothing. A deep network with random weights amplifies every rounding from layer "
+    "to layer, so masks from bf16 and int8 differ widely from those from fp32, and between runtimes that round in "
+    "different places; probabilities do not. The trained networks are the ones to judge agreement by."
+)
+"""What a report must say of these networks."""
 # Untrained classifiers put many pixels near an edge between two classes.
 _TOLERANCES: Final = Tolerances(fp32_mask=5e-3)
 _SOURCES: Final = (

@@ -32,11 +32,7 @@ from serving.pipeline import MASK, THRESHOLD_NAMES
 
 
 def create_app(networks: Path) -> FastAPI:
-    """The app.
-
-    Args:
-        networks: Folder with ``<model>.onnx`` for each model, from `loadtest.networks.unpack`.
-    """
+    """The app over a folder with ``<model>.onnx`` for each model, from `loadtest.networks.unpack`."""
     sessions = {
         step.model: ort.InferenceSession(networks / f"{step.model}.onnx", providers=["CPUExecutionProvider"])
         for step in NETWORKS

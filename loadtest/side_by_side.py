@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from loadtest.machine import Machine, describe
 from loadtest.networks import unpack
 from loadtest.quiet import QUIET_CORES, settle
 from loadtest.served import line_up
+from loadtest.turns import order_of_turns
 from loadtest.wire import Answer, check_answer
 from serving.errors import InferenceFailed, RequestError
 
@@ -134,6 +135,7 @@ class SideBySide:
         outcomes: Of each contender in each case.
         turns: How many there were, warm-up included.
         restless: How many of them began before the machine was quiet, since a wait has an end.
+        note: What a reader must know of the networks.
     """
 
     title: str
@@ -145,6 +147,7 @@ class SideBySide:
     outcomes: tuple[Outcome, ...]
     turns: int
     restless: int
+    note: str = ""
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -180,6 +183,7 @@ def measure(
     rounds: int,
     *,
     title: str = "Shipped networks",
+    note: str = "",
     keras_models: KerasModels | None = None,
     cases: Sequence[LoadCase] = SIDE_BY_SIDE_CASES,
 ) -> SideBySide:
@@ -189,6 +193,7 @@ def measure(
         repositories: By precision, fp32 or int8, model repositories; int8 must be there. The shipped one is int8 only.
         rounds: Answers per case and way that are counted.
         title: What the report calls it.
+        note: What a reader must know of the networks.
         keras_models: Makes the Keras models of the fp32 repository; without it, Keras does not take part.
         cases: What is asked.
 
@@ -209,7 +214,7 @@ def measure(
         competitors = line_up(repositories, networks, keras_models)
         for competitor in competitors:
             stack.enter_context(competitor)
-        return compare(competitors, rounds, title=title, cases=cases)
+        return replace(compare(competitors, rounds, title=title, cases=cases), note=note)
 
 
 def compare(competitors: Sequence[Competitor], rounds: int, *, title: str, cases: Sequence[LoadCase]) -> SideBySide:
@@ -226,24 +231,18 @@ def compare(competitors: Sequence[Competitor], rounds: int, *, title: str, cases
     """
     taken_at, machine = datetime.now(timezone.utc).isoformat(timespec="seconds"), describe()
     tallies = {(competitor.name, case.name): _Tally() for competitor in competitors for case in cases}
-    groups = [competitor.group for competitor in competitors if competitor.group is not None]
     scans = {case.name: case.scans() for case in cases}
     turns = restless = 0
-    indices = range(-WARM_UP_ROUNDS, rounds)
-    for index in track(indices, f"Side by side: {title}", console=Console(stderr=True)):
+    for index in track(range(-WARM_UP_ROUNDS, rounds), f"Side by side: {title}", console=Console(stderr=True)):
         for case in cases:
             scan = scans[case.name][index % len(scans[case.name])]
-            answers = {}
-            for competitor in order_of_turns(competitors, index):
-                turns += 1
-                restless += settle(groups) >= QUIET_CORES
-                started = time.perf_counter()
-                answers[competitor.name] = competitor.answer(scan, case)
-                spent_ms = (time.perf_counter() - started) * 1000
-                if index >= 0:
-                    tallies[competitor.name, case.name].samples_ms.append(spent_ms)
+            answers, spent_ms, hurried = _ask_all(order_of_turns(competitors, index), case, scan)
+            turns, restless = turns + len(competitors), restless + hurried
             for competitor in competitors:
-                _hold(competitor, case, answers, tallies[competitor.name, case.name])
+                tally = tallies[competitor.name, case.name]
+                _hold(competitor, case, answers, tally)
+                if index >= 0:
+                    tally.samples_ms.append(spent_ms[competitor.name])
     return SideBySide(
         title=title,
         taken_at=taken_at,
@@ -251,26 +250,27 @@ def compare(competitors: Sequence[Competitor], rounds: int, *, title: str, cases
         machine=machine,
         packages=_versions(competitors),
         contenders=tuple(Contender(c.name, c.precision, c.served, c.ours, c.how) for c in competitors),
-        outcomes=tuple(_outcome(*key, tally) for key, tally in tallies.items()),
+        outcomes=tuple(
+            Outcome(*key, tuple(tally.samples_ms), tally.against_same, tally.against_fp32, tally.complaint)
+            for key, tally in tallies.items()
+        ),
         turns=turns,
         restless=restless,
     )
 
 
-def order_of_turns(competitors: Sequence[Competitor], index: int) -> list[Competitor]:
-    """Who comes when in a round.
-
-    Williams 1949: over as many rounds as there are competitors each one takes every place once, and, where their
-    number is even, follows every other one once. Where it is odd, that takes twice as many rounds.
-
-    Args:
-        competitors: All of them.
-        index: Of the round; may be negative.
-    """
-    n = len(competitors)
-    steps = [place // 2 + 1 if place % 2 else (n - place // 2) % n for place in range(n)]
-    order = [competitors[(index + step) % n] for step in steps]
-    return order[::-1] if n % 2 and (index // n) % 2 else order
+def _ask_all(
+    competitors: Sequence[Competitor], case: LoadCase, scan: bytes
+) -> tuple[dict[str, Answer], dict[str, float], int]:
+    """One turn of each: answers and milliseconds by name, and how many turns began before it was quiet."""
+    groups = [competitor.group for competitor in competitors if competitor.group is not None]
+    answers, spent_ms, hurried = {}, {}, 0
+    for competitor in competitors:
+        hurried += settle(groups) >= QUIET_CORES
+        started = time.perf_counter()
+        answers[competitor.name] = competitor.answer(scan, case)
+        spent_ms[competitor.name] = (time.perf_counter() - started) * 1000
+    return answers, spent_ms, hurried
 
 
 def _hold(competitor: Competitor, case: LoadCase, answers: Mapping[str, Answer], tally: _Tally) -> None:
@@ -286,10 +286,6 @@ def _hold(competitor: Competitor, case: LoadCase, answers: Mapping[str, Answer],
         tally.against_same = tally.against_same.widened(answer, same)
     if fp32 is not None:
         tally.against_fp32 = (tally.against_fp32 or Difference()).widened(answer, fp32)
-
-
-def _outcome(name: str, case: str, tally: _Tally) -> Outcome:
-    return Outcome(name, case, tuple(tally.samples_ms), tally.against_same, tally.against_fp32, tally.complaint)
 
 
 def _versions(competitors: Sequence[Competitor]) -> dict[str, str]:

@@ -18,6 +18,7 @@ def sections(result: SideBySide) -> list[str]:
     return [
         f"## Side by side: {result.title}",
         _introduction(result),
+        *([result.note] if result.note else []),
         *(part for case in result.cases for part in _case_sections(result, case)),
         *agreement(result),
         "### How each was set up",

@@ -123,7 +123,7 @@ time.sleep(600)
 """
 
 
-def test_the_plain_server_stops_with_its_parent(networks: dict[str, Path]) -> None:
+def test_the_plain_server_stops_with_its_parent(networks: dict[str, Path], tmp_path: Path) -> None:
     folder = str(next(iter(networks.values())).parent)
     root = str(Path(__file__).resolve().parents[2])
     with subprocess.Popen(

@@ -13,9 +13,10 @@ import pytest
 from loadtest.cases import CASES, PAPER_CASE_S, LoadCase
 from loadtest.competitors import OnnxRuntimeInProcess
 from loadtest.networks import unpack
-from loadtest.side_by_side import LIMITS, WARM_UP_ROUNDS, Difference, SideBySide, compare, measure, order_of_turns
+from loadtest.side_by_side import LIMITS, WARM_UP_ROUNDS, Difference, SideBySide, compare, measure
 from loadtest.side_by_side_plot import draw
 from loadtest.side_by_side_report import agreement, sections
+from loadtest.turns import order_of_turns
 from loadtest.wire import Answer
 from serving.errors import RequestError
 from train.figures import save
@@ -30,7 +31,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def result(toy_repository: Path) -> SideBySide:
-    return measure({"fp32": toy_repository, "int8": toy_repository}, ROUNDS, title="Toys of two")
+    return measure({"fp32": toy_repository, "int8": toy_repository}, ROUNDS, title="Toys of two", note="They are toys.")
 
 
 @pytest.mark.triton
@@ -62,6 +63,7 @@ def test_the_report_names_every_way_and_the_paper(result: SideBySide) -> None:
         assert rows[name] == 3, name  # two cases and the agreement
     assert f"{PAPER_CASE_S:g} s / p50" in text
     assert "**differs**" not in text
+    assert "They are toys." in text
     assert "openvino 20" in text
     for precision in ("fp32", "int8"):
         assert text.count(f"ahead of FastAPI + ONNX Runtime {precision}, whose median is") == 2
@@ -93,7 +95,7 @@ def test_the_result_is_json(result: SideBySide) -> None:
 
 @pytest.mark.parametrize("n", [4, 10])
 def test_an_even_number_takes_every_place_and_follows_every_other_once(n: int) -> None:
-    rounds = [order_of_turns(list(range(n)), index) for index in range(n)]  # type: ignore[arg-type, type-var]
+    rounds = [order_of_turns(list(range(n)), index) for index in range(n)]
     for place in range(n):
         assert sorted(order[place] for order in rounds) == list(range(n))
     pairs = Counter(pair for order in rounds for pair in pairwise(order))
@@ -103,7 +105,7 @@ def test_an_even_number_takes_every_place_and_follows_every_other_once(n: int) -
 
 @pytest.mark.parametrize("n", [3, 9])
 def test_an_odd_number_follows_every_other_twice_in_twice_the_rounds(n: int) -> None:
-    rounds = [order_of_turns(list(range(n)), index) for index in range(2 * n)]  # type: ignore[arg-type, type-var]
+    rounds = [order_of_turns(list(range(n)), index) for index in range(2 * n)]
     for place in range(n):
         assert sorted(order[place] for order in rounds) == sorted([*range(n), *range(n)])
     pairs = Counter(pair for order in rounds for pair in pairwise(order))
