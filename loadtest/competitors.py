@@ -30,7 +30,13 @@ Precision = Literal["fp32", "bf16", "int8"]
 KerasModels = Callable[[], Mapping[str, "keras.Model"]]
 """Makes the models by name, with the weights of the fp32 repository."""
 
-PACKAGES: Final = {"openvino": "openvino", "fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "multipart"}
+PACKAGES: Final = {
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python-multipart": "python_multipart",
+}
 """Package -> its module: what the extra ``bench`` brings."""
 
 
