@@ -198,17 +198,26 @@ def _check_gates(case: LoadCase, answer: Answer) -> None:
         gates = np.full(GATES.shape, NEVER, dtype=np.float32)
     findings = answer[FINDINGS.name]
     scores = findings[0]
-    if not _is_open(MANIFESTATION_STEP.gate, answer[DIAGNOSIS.name][0], gates):
+    if not is_open(MANIFESTATION_STEP.gate, answer[DIAGNOSIS.name][0], gates):
         _check_closed(MANIFESTATION_STEP.gate, FINDINGS.name, findings)
         scores = np.full(FINDINGS.shape, NOT_RUN, dtype=np.float32)
     for step in SEGMENTATION:
         (output,) = step.output_map.values()
-        if not _is_open(step.gate, scores, gates):
+        if not is_open(step.gate, scores, gates):
             _check_closed(step.gate, output, answer[output])
 
 
-def _is_open(gate: Gate | None, scores: np.ndarray[Any, Any], gates: np.ndarray[Any, Any]) -> bool:
-    return gate is None or any(scores[score] >= gates[threshold] for score, threshold in gate.pairs)
+def is_open(gate: Gate | None, scores: np.ndarray[Any, Any], gates: np.ndarray[Any, Any]) -> bool:
+    """Whether a readable item's gate is open.
+
+    Args:
+        gate: The step's; None is always open, and so is one without pairs.
+        scores: FP32 of the stage before, without a batch axis.
+        gates: FP32 thresholds as `serving.preprocessing.prepare` passes them on.
+    """
+    if gate is None or not gate.pairs:
+        return True
+    return any(scores[score] >= gates[threshold] for score, threshold in gate.pairs)
 
 
 def _check_closed(gate: Gate | None, name: str, array: np.ndarray[Any, Any]) -> None:

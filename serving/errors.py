@@ -19,6 +19,7 @@
      +-- RepositoryError           a folder that is no model repository of ours
      +-- ExportError               a model that may not be published
      |    +-- ParityError          two forms of a model disagree
+     +-- MissingPackage            a package of an extra that is not installed
      +-- DatasetError              training data that is missing or not as its manifest says
 
 Messages say what was expected and what came.
@@ -95,3 +96,7 @@ class ParityError(ExportError):
 
 class DatasetError(LungstreamsError):
     """Training data that is missing or not as its manifest says."""
+
+
+class MissingPackage(LungstreamsError):
+    """A package that only one of the extras brings is not installed."""

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from serving.errors import ExportError
-from train.tensorrt_graphs import like
+from train.ungating import like
 
 _NEVER_NEGATIVE: Final = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp"})
 _KEEPS_SIGN: Final = frozenset(

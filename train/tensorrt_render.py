@@ -51,8 +51,9 @@ from train.tensorrt_configs import (
     render,
     trtexec_command,
 )
-from train.tensorrt_graphs import refusals, through_float, ungated
+from train.tensorrt_graphs import refusals, through_float
 from train.tensorrt_int8 import in_float, is_quantized, symmetric
+from train.ungating import ungated
 
 SCRIPT_NAME: Final = "build_engines.sh"
 REPORT_NAME: Final = "tensorrt.json"

@@ -29,10 +29,10 @@ from train.digest import sha256_of
 from train.gating import add_gate
 from train.parity import check_signature, onnx_answers, open_session
 from train.tensorrt_configs import gated_steps, trtexec_command
-from train.tensorrt_graphs import ungated
 from train.tensorrt_int8 import is_quantized
 from train.tensorrt_render import drawn_scans, network_for
 from train.tensorrt_render import render_all as render_tensorrt
+from train.ungating import ungated
 
 VERSIONS = {"recognition": 3, "segment_all": 12}
 ENGINES = {

@@ -30,7 +30,7 @@ from train.tensorrt_configs import (
     render,
     trtexec_command,
 )
-from train.tensorrt_graphs import ungated
+from train.ungating import ungated
 
 ACCELERATOR_PARAMETERS = {
     # Every key that src/onnxruntime.cc of triton-inference-server/onnxruntime_backend reads for "tensorrt"; it refuses

@@ -18,8 +18,9 @@ from train.gating import add_gate
 from train.parity import gate_inputs, open_session
 from train.quantize import QuantizationConfig, quantize
 from train.tensorrt_configs import gated_steps
-from train.tensorrt_graphs import refusals, through_float, ungated
+from train.tensorrt_graphs import refusals, through_float
 from train.tensorrt_int8 import in_float, is_quantized, symmetric
+from train.ungating import ungated
 
 FINDINGS = pipeline.MANIFESTATION_STEP
 ALL = pipeline.step("segment_all")
