@@ -64,11 +64,39 @@ class Part:
 
 def parts() -> dict[str, Part]:
     """All parts by name, in the order in which they run. Importing them takes what they need."""
-    from loadtest import footprint, knee, latency, volumes
+    from loadtest import (
+        footprint,
+        full_width,
+        knee,
+        latency,
+        side_by_side,
+        side_by_side_plot,
+        side_by_side_report,
+        volumes,
+    )
+
+    def at_full_width(settings: Settings) -> Any:
+        built = full_width.build(settings.work / "full_width")
+        return side_by_side.measure(
+            built.repositories,
+            settings.rounds,
+            title="Full width",
+            note=full_width.NOTE,
+            keras_models=built.keras_models,
+        )
+
+    def as_shipped(settings: Settings) -> Any:
+        return side_by_side.measure({"int8": settings.repository}, settings.rounds)
 
     return {
+        "full_width": Part(
+            "Side by side at the paper's width", at_full_width, side_by_side_report.sections, side_by_side_plot.draw
+        ),
+        "shipped": Part(
+            "Side by side, the shipped networks", as_shipped, side_by_side_report.sections, side_by_side_plot.draw
+        ),
         "latency": Part(
-            "Latency of a case", _served(lambda server, s: latency.measure(server, s.rounds)), latency.sections
+            "Beside the raw sessions", _served(lambda server, s: latency.measure(server, s.rounds)), latency.sections
         ),
         "volumes": Part(
             "A CT volume", _served(lambda server, _: volumes.measure(server)), volumes.sections, volumes.draw

@@ -121,4 +121,3 @@ def _difference_cells(difference: Difference) -> tuple[str, str]:
 def _setups(result: SideBySide) -> dict[str, str]:
     """By way, without the precision."""
     return {contender.name.removesuffix(f" {contender.precision}"): contender.how for contender in result.contenders}
-

@@ -30,6 +30,9 @@ PARTS = {
 }
 
 
+ALL = bench.parts
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "parts", lambda: PARTS)
@@ -69,3 +72,7 @@ def test_an_unknown_part_is_refused_before_anything_runs(tmp_path: Path) -> None
 def test_no_round_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="expected 1 round or more, got 0"):
         bench.main(tmp_path, 0, tmp_path)
+
+
+def test_every_part_of_the_benchmark_can_be_loaded() -> None:
+    assert list(ALL()) == ["full_width", "shipped", "latency", "volumes", "load", "footprint"]
