@@ -26,6 +26,7 @@ NAMES = {
     *(f"{way} {precision}" for way in ("ONNX Runtime", "OpenVINO", "FastAPI + ONNX Runtime", "lungstreams")
       for precision in ("fp32", "int8")),
     "OpenVINO bf16",
+    "lungstreams by OpenVINO int8",
 }  # fmt: skip
 
 
