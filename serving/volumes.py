@@ -177,11 +177,12 @@ class Volume:
         if self.source_affine is None or not self.depth_known:
             return None
         mean_ml = abs(float(np.linalg.det(self.source_affine[:3, :3]))) / 1000
-        extent = np.ones(self.source.shape[0]) if self.extent is None else self.extent
+        if self.extent is None:
+            return np.full((1, 1), mean_ml)
         along = self.layout.axes.index(0)
         if along == _SLICE:
-            return np.full((1, 1), mean_ml * extent[self._source_index(index)])
-        ordered = extent[::-1] if self.layout.flipped[along] else extent
+            return np.full((1, 1), mean_ml * self.extent[self._source_index(index)])
+        ordered = self.extent[::-1] if self.layout.flipped[along] else self.extent
         return mean_ml * (ordered[:, None] if along == _ROW else ordered[None, :])
 
     def to_source_grid(self, masks: Num[np.ndarray, "n h w"]) -> Num[np.ndarray, "a b c"]:
