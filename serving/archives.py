@@ -27,9 +27,10 @@ from serving.limits import (
     fence,
 )
 
-ZIP_MAGIC: Final = b"PK\x03\x04"
-
 _END_MAGIC: Final = b"PK\x05\x06"
+ZIP_MAGICS: Final = (b"PK\x03\x04", _END_MAGIC)
+"""What a zip begins with, with files and without."""
+
 _END_BYTES: Final = 22
 _ZIP64_LOCATOR_MAGIC: Final = b"PK\x06\x07"
 _ZIP64_LOCATOR_BYTES: Final = 20
@@ -65,7 +66,8 @@ class Blob:
                 f"{self.label}: expected at most {MAX_FILE_BYTES:,} bytes, got {self.size_bytes:,} bytes"
             )
         with fence("a file that can be read"), self.opened() as stream:
-            return stream.read(MAX_FILE_BYTES)
+            # No more than it says: a member of a zip that lies would be inflated up to what is asked for.
+            return stream.read(self.size_bytes)
 
     def seekable(self) -> BinaryIO:
         """The file as a stream that can be sought in without keeping it in memory. The caller closes it.
@@ -102,11 +104,11 @@ def blobs(source: Path | bytes | Iterable[Path]) -> list[Blob]:
         UnreadableScan: No such file, or a broken zip.
     """
     if isinstance(source, bytes):
-        return _zip_blobs(source) if source.startswith(ZIP_MAGIC) else [_of_bytes(source)]
+        return _zip_blobs(source) if source.startswith(ZIP_MAGICS) else [_of_bytes(source)]
     if isinstance(source, Path):
         if not source.exists():
             raise UnreadableScan(f"expected a file or folder at {source}, got none")
-        if source.is_file() and starts_with(source, ZIP_MAGIC):
+        if source.is_file() and _is_zip(source):
             return _zip_blobs(source)
         paths = _walk(source) if source.is_dir() else [source]
     else:
@@ -121,14 +123,9 @@ def blobs(source: Path | bytes | Iterable[Path]) -> list[Blob]:
     ]
 
 
-def starts_with(path: Path, magic: bytes) -> bool:
-    """Whether a file begins with these bytes.
-
-    Raises:
-        UnreadableScan: If it can not be read.
-    """
+def _is_zip(path: Path) -> bool:
     with fence("a file that can be read"), path.open("rb") as stream:
-        return stream.read(len(magic)) == magic
+        return stream.read(4) in ZIP_MAGICS
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -249,16 +250,27 @@ def _j2k_start(frame: bytes) -> int:
 
 def rle_exceeds(frame: bytes, limit_bytes: int) -> bool:
     """Whether an RLE frame (PS3.5 annex G) expands to more than a limit, without expanding it."""
-    total, at = 0, 64
-    while at < len(frame) and total <= limit_bytes:
-        code = frame[at]
+    header = struct.unpack("<16I", frame[:64])
+    # Segment by segment: each may be padded to an even length, and read on from there the next would be garbage.
+    offsets = [*header[1 : 1 + min(header[0], 15)], len(frame)]
+    total = 0
+    for start, end in pairwise(offsets):
+        total += _rle_bytes(frame[start:end], limit_bytes - total)
+    return total > limit_bytes
+
+
+def _rle_bytes(segment: bytes, limit_bytes: int) -> int:
+    """What a segment expands to, counted up to somewhat over a limit."""
+    total, at = 0, 0
+    while at < len(segment) and total <= limit_bytes:
+        code = segment[at]
         if code < 128:
             total += code + 1
             at += code + 2
         else:
             total += 257 - code if code > 128 else 0
             at += 2 if code > 128 else 1
-    return total > limit_bytes
+    return total
 
 
 def spacing_mm(dataset: pydicom.Dataset) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from serving.archives import ZIP_MAGIC, Blob
+from serving.archives import ZIP_MAGICS, Blob
 from serving.dicom import (
     DICOM_MAGIC,
     PREAMBLE_BYTES,
@@ -32,7 +32,7 @@ from serving.dicom_pixels import for_display, padding_of
 from serving.dicom_planes import PER_FRAME, Plane, frame_view, plane_of
 from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
 from serving.limits import MAX_FILE_BYTES, MAX_SLICES, fence
-from serving.voxels import AIR_HU
+from serving.voxels import UNMEASURED_HU
 
 _PIXEL_GROUP: Final = 0x7FE0
 _PIXEL_DATA: Final = 0x0010
@@ -96,7 +96,7 @@ class MultiFrame:
             yield plane
 
     def hu(self, frame: int) -> Float32[np.ndarray, "h w"]:
-        """Hounsfield units of a frame; padding is `AIR_HU`.
+        """Hounsfield units of a frame; padding is `UNMEASURED_HU`.
 
         Raises:
             ScanError: If the frame can not be decoded.
@@ -104,7 +104,7 @@ class MultiFrame:
         with fence("a whole DICOM file"):
             dataset, stored = self._decoded(frame)
             values: Float32[np.ndarray, "h w"] = apply_modality_lut(stored, dataset).astype(np.float32)
-            values[padding_of(stored, dataset)] = AIR_HU
+            values[padding_of(stored, dataset)] = UNMEASURED_HU
             return values
 
     def grey(self, frame: int) -> UInt8[np.ndarray, "h w"]:
@@ -121,7 +121,7 @@ class MultiFrame:
         self._stream.seek(0)
         head = self._stream.read(PREAMBLE_BYTES + len(DICOM_MAGIC))
         if head[PREAMBLE_BYTES:] != DICOM_MAGIC:
-            archived = head.startswith((ZIP_MAGIC, b"\x1f\x8b"))
+            archived = head.startswith((*ZIP_MAGICS, b"\x1f\x8b"))
             got = "an archive, which is not opened" if archived else "another format"
             raise UnreadableScan(f"expected a DICOM file, got {got}")
         dataset = read_dicom(self._stream, stop_before_pixels=True)

@@ -12,7 +12,7 @@ from typing import Final
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
 from serving.errors import GeometryError
@@ -35,6 +35,8 @@ _CLOSING_OF_WIDTH: Final = 0.028
 # A second lung has at least this part of the first; a piece that is cut off by dense lung at least that.
 _SECOND_LUNG: Final = 0.1
 _PIECE: Final = 0.02
+# A piece is of one lung if this part of it lies to one side of the middle.
+_ONE_SIDED: Final = 0.9
 _MAX_EROSIONS: Final = 8
 # Of a slice, in discs of the closing's radius.
 _LARGEST_HOLE: Final = 5
@@ -165,28 +167,25 @@ def _sides(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
 
 
 def _two_cores(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"] | None:
+    """What surely is of one lung: pieces that lie to one side of the middle, after as little erosion as that takes."""
+    columns = np.flatnonzero(lungs.any(axis=(0, 1)))
+    if not columns.size:
+        return None
+    # Columns run from the patient's right to the left.
+    on_left = np.arange(lungs.shape[2]) > (columns[0] + columns[-1]) / 2
     cores = lungs
     # Within slices alone: they may be few and far apart.
     cross = ndimage.generate_binary_structure(2, 1)[None]
     for _ in range(_MAX_EROSIONS):
         labels, count = ndimage.label(cores)
         sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        if not count:
-            return None
-        order = np.argsort(sizes)[::-1]
-        if count > 1 and sizes[order[1]] >= _SECOND_LUNG * sizes[order[0]]:
-            return _named(labels, [int(i) + 1 for i in order[:2]])
+        lefts = np.bincount(labels[:, :, on_left].ravel(), minlength=count + 1)[1:]
+        left, right = lefts >= _ONE_SIDED * sizes, lefts <= (1 - _ONE_SIDED) * sizes
+        smaller, larger = sorted((int(sizes[left].sum()), int(sizes[right].sum())))
+        if smaller and smaller >= _SECOND_LUNG * larger and smaller + larger >= _ONE_SIDED * sizes.sum():
+            return np.r_[0, np.where(left, LEFT, np.where(right, RIGHT, 0))].astype(np.uint8)[labels]
         cores = ndimage.binary_erosion(cores, cross)
     return None
-
-
-def _named(labels: Int32[np.ndarray, "n h w"], two: list[int]) -> UInt8[np.ndarray, "n h w"]:
-    columns = [float(np.nonzero(labels == label)[2].mean()) for label in two]
-    seeds = np.zeros(labels.shape, np.uint8)
-    # Columns run from the patient's right to the left.
-    for label, side in zip(two if columns[0] < columns[1] else two[::-1], (RIGHT, LEFT), strict=True):
-        seeds[labels == label] = side
-    return seeds
 
 
 def _by_middle(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:

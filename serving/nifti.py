@@ -25,11 +25,11 @@ from jaxtyping import Float32, Float64, UInt8
 from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
 from serving.limits import MAX_SLICES, MAX_STUDY_BYTES, MAX_VOXELS, check_size, fence
 from serving.volumes import Layout, Volume, tilt_problem
-from serving.voxels import AIR_HU, Memory
+from serving.voxels import UNMEASURED_HU, Memory
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
-_HEADERS: Final = ((348, nibabel.Nifti1Header, b"n+1\0", 344), (540, nibabel.Nifti2Header, b"n+2\r\n\x1a\n", 4))
+_HEADERS: Final = ((348, nibabel.Nifti1Header, b"n+1\0", 344), (540, nibabel.Nifti2Header, b"n+2\0\r\n\x1a\n", 4))
 _PAIR_MAGICS: Final = (b"ni1\0", b"ni2\0")
 _HEADER_BYTES: Final = 540
 _TYPES: Final = frozenset({"uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"})
@@ -100,7 +100,7 @@ class _Scaled(Memory):
     def plane(self, axis: int, index: int) -> Float32[np.ndarray, "a b"]:
         stored = self._values[(slice(None),) * axis + (index,)].astype(np.float64)
         scaled = (stored * self._slope + self._intercept).astype(np.float32)
-        return np.nan_to_num(scaled, copy=False, nan=AIR_HU)
+        return np.nan_to_num(scaled, copy=False, nan=UNMEASURED_HU)
 
 
 @contextmanager

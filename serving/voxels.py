@@ -12,8 +12,8 @@ from jaxtyping import Float32, Num, UInt8
 from serving.errors import UnsupportedScan
 from serving.scans import SourceFormat
 
-AIR_HU: Final = -1024.0
-"""What reads where nothing was measured: padding, and what is no number."""
+UNMEASURED_HU: Final = -2000.0
+"""What reads where nothing was measured: padding, and what is no number. Black in every window, as padding is."""
 
 
 class VoxelSource(Protocol):
