@@ -183,7 +183,8 @@ def _two_cores(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"] |
         left, right = lefts >= _ONE_SIDED * sizes, lefts <= (1 - _ONE_SIDED) * sizes
         smaller, larger = sorted((int(sizes[left].sum()), int(sizes[right].sum())))
         if smaller and smaller >= _SECOND_LUNG * larger and smaller + larger >= _ONE_SIDED * sizes.sum():
-            return np.r_[0, np.where(left, LEFT, np.where(right, RIGHT, 0))].astype(np.uint8)[labels]
+            seeds: UInt8[np.ndarray, "n h w"] = np.r_[0, LEFT * left + RIGHT * right].astype(np.uint8)[labels]
+            return seeds
         cores = ndimage.binary_erosion(cores, cross)
     return None
 
