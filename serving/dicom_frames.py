@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import weakref
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 import numpy as np
 import pydicom
@@ -31,7 +31,7 @@ from serving.dicom import (
 from serving.dicom_pixels import for_display, padding_of
 from serving.dicom_planes import PER_FRAME, Plane, frame_view, plane_of
 from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import MAX_FILE_BYTES, MAX_SLICES, fence
+from serving.limits import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_SLICES, fence
 from serving.voxels import UNMEASURED_HU
 
 _PIXEL_GROUP: Final = 0x7FE0
@@ -49,6 +49,21 @@ def read_planes(blob: Blob) -> list[Plane]:
     """
     with MultiFrame(blob) as frames:
         return list(frames.planes())
+
+
+class _Header:
+    """A stream of which no more is read than a header may have: pydicom keeps all that it reads of it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._left = stream, MAX_HEADER_BYTES
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ScanTooLarge(f"expected a DICOM header of at most {MAX_HEADER_BYTES:,} bytes, got more")
+        return data
 
 
 class MultiFrame:
@@ -124,7 +139,7 @@ class MultiFrame:
             archived = head.startswith((*ZIP_MAGICS, b"\x1f\x8b"))
             got = "an archive, which is not opened" if archived else "another format"
             raise UnreadableScan(f"expected a DICOM file, got {got}")
-        dataset = read_dicom(self._stream, stop_before_pixels=True)
+        dataset = read_dicom(cast(BinaryIO, _Header(self._stream)), stop_before_pixels=True)
         self._syntax = dataset.file_meta.TransferSyntaxUID
         if self._syntax == DeflatedExplicitVRLittleEndian:
             # pydicom inflated it elsewhere: there is no place in this stream to go on from.

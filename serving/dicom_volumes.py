@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64, Shaped, UInt8
 from serving.dicom_frames import MultiFrame
 from serving.dicom_planes import Plane
 from serving.errors import GeometryError, UnsupportedScan
+from serving.limits import check_size
 from serving.scans import SourceFormat
 from serving.series import Series, normal_of
 from serving.volumes import Layout, Volume, tilt_problem
@@ -32,6 +33,7 @@ def series_volume(series: Series) -> Volume:
 
     Raises:
         UnsupportedScan: If it is no CT.
+        ScanTooSmall: If its axial slices would be: a few sagittal or coronal ones.
     """
     if series.modality != "ct":
         raise UnsupportedScan(f"expected a CT series for a volume, got {series.modality}")
@@ -47,11 +49,13 @@ def series_volume(series: Series) -> Volume:
     between = None if series.spacing_mm is None else series.spacing_mm[0]
     if between is None:
         problems.append("the distance of slices is not known: no volumes in ml")
-    lies = series.stack
+    lies, layout = series.stack, Layout.of(affine)
+    height, width = (source.shape[axis] for axis in layout.axes[1:])
+    check_size(height, width)
     return Volume(
         source=source,
         source_affine=affine,
-        layout=Layout.of(affine),
+        layout=layout,
         even=lies is None or lies.even,
         extent=None if lies is None else lies.extent,
         depth_known=between is not None,

@@ -31,6 +31,9 @@ MAX_STUDY_FILES: Final = 5_000
 MAX_STUDY_BYTES: Final = 2 * 2**30
 """Most bytes of a study, unpacked: a volume of `MAX_VOXELS` in four bytes each."""
 
+MAX_HEADER_BYTES: Final = 96 * 2**20
+"""Most bytes of a DICOM file before its pixels, what is read twice counted twice. Frames take some kB each."""
+
 MAX_SLICES: Final = 4_000
 """Most slices of a volume, along any of its axes."""
 

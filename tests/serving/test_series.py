@@ -25,7 +25,16 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from serving.errors import AmbiguousStudy, GeometryError, RequestError, ScanError, UnreadableScan, UnsupportedScan
+from serving.errors import (
+    AmbiguousStudy,
+    GeometryError,
+    RequestError,
+    ScanError,
+    ScanTooLarge,
+    ScanTooSmall,
+    UnreadableScan,
+    UnsupportedScan,
+)
 from serving.scans import decode
 from serving.series import Study, read_study
 from serving.studies import open_volume
@@ -341,6 +350,34 @@ def test_a_multi_frame_capture_is_shown_in_grey_and_has_no_hu() -> None:
     with pytest.raises(UnsupportedScan, match="expected Hounsfield units, got a capture of grey values"):
         volume.slice_hu(0)
     assert volume.voxel_ml(0) is None
+
+
+def test_a_header_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dataset = multi_frame([0, 1, 2])
+    dataset.add_new(0x00091010, "OB", bytes(200_000))
+    path = tmp_path / "file"
+    path.write_bytes(file_of(dataset))
+    assert open_volume(path).shape == (3, 50, 60)
+    monkeypatch.setattr("serving.dicom_frames.MAX_HEADER_BYTES", 100_000)
+    with pytest.raises(ScanTooLarge, match="expected a DICOM header of at most 100,000 bytes, got more"):
+        open_volume(path)
+
+
+def test_sagittal_slices_with_a_gap_keep_their_volume_and_a_few_are_too_small() -> None:
+    hu = np.zeros((60, 50, 64), np.int16)
+    turned = AFFINE[:, [2, 1, 0, 3]]
+    files = dicom_series(hu, turned)
+    del files[20]
+    volume = open_volume(zipped(files))
+    assert volume.shape == (64, 50, 59)
+    ml = volume.voxel_ml(5)
+    assert ml is not None
+    assert ml.shape == (1, 59)
+    assert np.broadcast_to(ml, (50, 59)).sum() == pytest.approx(60 * 50 * 0.5 * 0.75 * 2.5 / 1000)
+    # The neighbours of the gap reach further, and they lie at its place along the columns.
+    assert set(np.flatnonzero(ml[0] > 1.2 * ml[0].min())) == {19, 20}
+    with pytest.raises(ScanTooSmall, match="got 5 x 50"):
+        open_volume(zipped(files[:5]))
 
 
 def test_a_file_that_changes_its_size_after_it_was_listed_is_refused(tmp_path: Path) -> None:
