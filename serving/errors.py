@@ -28,6 +28,9 @@ Messages say what was expected and what came.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+_LISTED: Final = 20
 
 
 class LungstreamsError(Exception):
@@ -63,8 +66,9 @@ class AmbiguousStudy(ScanError):
 
     def __init__(self, choices: Sequence[str]) -> None:
         self.choices = tuple(choices)
-        listed = "; ".join(f"{i}: {choice}" for i, choice in enumerate(self.choices))
-        super().__init__(f"expected one series or a choice, got {len(self.choices)} series: {listed}")
+        listed = "; ".join(f"{i}: {choice}" for i, choice in enumerate(self.choices[:_LISTED]))
+        more = f"; and {len(self.choices) - _LISTED} more" if len(self.choices) > _LISTED else ""
+        super().__init__(f"expected one series or a choice, got {len(self.choices)} series: {listed}{more}")
 
     def __reduce__(self) -> tuple[type[AmbiguousStudy], tuple[tuple[str, ...]]]:
         # The default would pass the message in place of the choices, and the error could not cross processes.

@@ -151,6 +151,12 @@ def test_several_series_are_listed_and_none_is_guessed() -> None:
         open_volume(data, 2)
 
 
+def test_of_many_series_the_first_are_named_in_the_message() -> None:
+    with pytest.raises(AmbiguousStudy, match=r"got 25 series: 0: .*; 19: .*; and 5 more$") as refused:
+        open_volume(zipped([dicom_slice(HU[0], series=f"1.2.{i}") for i in range(25)]))
+    assert len(refused.value.choices) == 25
+
+
 def test_mixed_orientations_and_sizes_are_said_and_listed_apart() -> None:
     turned = AFFINE[:, [2, 1, 0, 3]]
     sagittal = dicom_series(np.zeros((3, 50, 60), np.int16), turned)
