@@ -23,10 +23,9 @@ _UNKNOWN_STEP_MM: Final = 1.0
 def series_volume(series: Series) -> Volume:
     """The volume of a CT series.
 
-    Of a series that is not axial, what axial slices need is decoded to a file without a name when the first is read.
-
     Args:
-        series: As `serving.series.read_study` lists it. Its files are read when a slice is.
+        series: As `serving.series.read_study` lists it. Its files are read when a slice is; all of them, to a file
+            without a name, if it is not axial.
 
     Returns:
         The volume, with the series' problems.
@@ -49,15 +48,15 @@ def series_volume(series: Series) -> Volume:
     between = None if series.spacing_mm is None else series.spacing_mm[0]
     if between is None:
         problems.append("the distance of slices is not known: no volumes in ml")
-    lies, layout = series.stack, Layout.of(affine)
+    layout = Layout.of(affine)
     height, width = (source.shape[axis] for axis in layout.axes[1:])
     check_size(height, width)
     return Volume(
         source=source,
         source_affine=affine,
         layout=layout,
-        even=lies is None or lies.even,
-        extent=None if lies is None else lies.extent,
+        even=series.stack is None or series.stack.even,
+        extent=None if series.stack is None else series.stack.extent,
         depth_known=between is not None,
         instances=instances,
         problems=(*problems, *tilt_problem(affine)),
