@@ -12,11 +12,12 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import BinaryIO, Final
 
 import numpy as np
 import pydicom
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder, pixel_array
@@ -77,23 +78,30 @@ def decode_dicom(data: bytes) -> DicomImage:
         UnreadableScan: No pixels, a transfer syntax that can not be decoded, broken or truncated.
     """
     with fence("a whole DICOM file"):
-        dataset = _read(data)
+        dataset = read_dicom(io.BytesIO(data))
         if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
-            raise UnreadableScan(f"expected a DICOM image, got one without pixels ({_class_name(dataset)})")
-        modality = _modality(dataset)
-        _check_shape(dataset)
-        _check_syntax(dataset)
-        stored = pixel_array(dataset)
+            raise without_pixels(dataset)
+        modality = modality_of(dataset)
+        stored = decode_stored(dataset)
         grey = (
             luma(stored, 2 ** int(dataset.BitsStored) - 1)
             if stored.ndim == 3
             else for_display(stored, dataset, modality)
         )
-        return DicomImage(pixels=grey, modality=modality, pixel_spacing_mm=_spacing_mm(dataset))
+        return DicomImage(pixels=grey, modality=modality, pixel_spacing_mm=spacing_mm(dataset))
 
 
-def _read(data: bytes) -> pydicom.Dataset:
-    stream = io.BytesIO(data)
+def read_dicom(stream: BinaryIO, *, stop_before_pixels: bool = False) -> pydicom.Dataset:
+    """Parse a DICOM file. To be called inside of a `serving.limits.fence`.
+
+    Args:
+        stream: The file; can be sought in. With `stop_before_pixels` it is left where its pixel data's tag begins.
+        stop_before_pixels: Whether to leave the pixels unread.
+
+    Raises:
+        UnreadableScan: If it has no transfer syntax.
+        ScanTooLarge: If it is deflated to more than `MAX_FILE_BYTES`.
+    """
     stream.seek(PREAMBLE_BYTES + len(DICOM_MAGIC))
     meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2)
     for _ in meta:
@@ -103,11 +111,28 @@ def _read(data: bytes) -> pydicom.Dataset:
     if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
         # pydicom inflates without a bound.
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(data[stream.tell() :], MAX_FILE_BYTES)
-        if inflater.unconsumed_tail:
+        inflater.decompress(stream.read(MAX_FILE_BYTES), MAX_FILE_BYTES)
+        if inflater.unconsumed_tail or stream.read(1):
             raise ScanTooLarge(f"expected at most {MAX_FILE_BYTES:,} bytes of deflated DICOM, got more")
     stream.seek(0)
-    return pydicom.dcmread(stream)
+    return pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels)
+
+
+def decode_stored(dataset: pydicom.Dataset) -> Num[np.ndarray, "h w *samples"]:
+    """The stored pixels of a data set of one frame, checked before they are decoded. To be called inside of a fence.
+
+    Raises:
+        ScanError: As `decode_dicom` does.
+    """
+    check_image(dataset)
+    _check_syntax(dataset)
+    stored: Num[np.ndarray, "h w *samples"] = pixel_array(dataset)
+    return stored
+
+
+def without_pixels(dataset: pydicom.Dataset) -> UnreadableScan:
+    """What to raise for a DICOM file that is no image."""
+    return UnreadableScan(f"expected a DICOM image, got one without pixels ({_class_name(dataset)})")
 
 
 def _class_name(dataset: pydicom.Dataset) -> str:
@@ -120,7 +145,12 @@ def _uid_name(uid: UID) -> str:
     return uid.name if re.fullmatch(r"[0-9.]{1,64}", uid) else "an invalid UID"
 
 
-def _modality(dataset: pydicom.Dataset) -> Modality:
+def modality_of(dataset: pydicom.Dataset) -> Modality:
+    """What kind of scan a data set says that it is.
+
+    Raises:
+        UnsupportedScan: If it is none that this pipeline takes.
+    """
     tag = str(dataset.get("Modality") or "")
     if tag not in MODALITY_OF_TAG:
         shown = tag if re.fullmatch(r"[A-Z0-9_ ]{1,16}", tag) else "none"
@@ -128,7 +158,14 @@ def _modality(dataset: pydicom.Dataset) -> Modality:
     return MODALITY_OF_TAG[tag]
 
 
-def _check_shape(dataset: pydicom.Dataset) -> None:
+def check_image(dataset: pydicom.Dataset) -> None:
+    """Hold what a data set declares of its one frame against what is read here.
+
+    Raises:
+        ScanTooLarge: Over a limit of `serving.limits`.
+        ScanTooSmall: Under a limit of `serving.limits`.
+        UnsupportedScan: Several frames, a CT localizer, colour CT, or pixels of a type that is not read.
+    """
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise UnsupportedScan(f"expected a DICOM of one frame, got {frames:,} frames")
@@ -213,19 +250,31 @@ def _j2k_start(frame: bytes) -> int:
 
 def rle_exceeds(frame: bytes, limit_bytes: int) -> bool:
     """Whether an RLE frame (PS3.5 annex G) expands to more than a limit, without expanding it."""
-    total, at = 0, 64
-    while at < len(frame) and total <= limit_bytes:
-        code = frame[at]
+    header = struct.unpack("<16I", frame[:64])
+    # Segment by segment: each may be padded to an even length, and read on from there the next would be garbage.
+    offsets = [*header[1 : 1 + min(header[0], 15)], len(frame)]
+    total = 0
+    for start, end in pairwise(offsets):
+        total += _rle_bytes(frame[start:end], limit_bytes - total)
+    return total > limit_bytes
+
+
+def _rle_bytes(segment: bytes, limit_bytes: int) -> int:
+    """What a segment expands to, counted up to somewhat over a limit."""
+    total, at = 0, 0
+    while at < len(segment) and total <= limit_bytes:
+        code = segment[at]
         if code < 128:
             total += code + 1
             at += code + 2
         else:
             total += 257 - code if code > 128 else 0
             at += 2 if code > 128 else 1
-    return total > limit_bytes
+    return total
 
 
-def _spacing_mm(dataset: pydicom.Dataset) -> tuple[float, float] | None:
+def spacing_mm(dataset: pydicom.Dataset) -> tuple[float, float] | None:
+    """Distance of rows and distance of columns in mm; None where the data set does not say, or says nonsense."""
     try:
         spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
         row, column = (float(value) for value in spacing)

@@ -53,7 +53,7 @@ def for_display(
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         coloured = apply_color_lut(stored, dataset)[..., :3]
         return luma(coloured, int(np.iinfo(coloured.dtype).max))
-    padding = _padding(stored, dataset)
+    padding = padding_of(stored, dataset)
     values = apply_modality_lut(stored, dataset)
     if modality == "ct":
         grey = lung_window(values)
@@ -65,7 +65,7 @@ def for_display(
     return grey
 
 
-def _padding(stored: Num[np.ndarray, "h w"], dataset: pydicom.Dataset) -> Bool[np.ndarray, "h w"]:
+def padding_of(stored: Num[np.ndarray, "h w"], dataset: pydicom.Dataset) -> Bool[np.ndarray, "h w"]:
     """Where the image is padded (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):

@@ -8,6 +8,7 @@
      |    +-- UnsupportedScan      an image, but not one that this pipeline reads (frames, modality, ...)
      |    +-- ScanTooLarge         over a limit; raised before anything is decoded
      |    +-- ScanTooSmall
+     |    +-- AmbiguousStudy       several series in one study, and nobody said which
      +-- GeometryError             an array whose shape does not fit the scan that it belongs to
      +-- RequestError              a modality, threshold or output name that the pipeline does not have
      +-- ServerError               Triton
@@ -24,6 +25,13 @@
 
 Messages say what was expected and what came.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_LISTED: Final = 20
 
 
 class LungstreamsError(Exception):
@@ -48,6 +56,24 @@ class ScanTooLarge(ScanError):
 
 class ScanTooSmall(ScanError):
     """Too few pixels to say anything about."""
+
+
+class AmbiguousStudy(ScanError):
+    """Several series in one study; which is meant is not for us to guess.
+
+    Attributes:
+        choices: A line about each, in the order in which they are chosen by number, from 0.
+    """
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self.choices = tuple(choices)
+        listed = "; ".join(f"{i}: {choice}" for i, choice in enumerate(self.choices[:_LISTED]))
+        more = f"; and {len(self.choices) - _LISTED} more" if len(self.choices) > _LISTED else ""
+        super().__init__(f"expected one series or a choice, got {len(self.choices)} series: {listed}{more}")
+
+    def __reduce__(self) -> tuple[type[AmbiguousStudy], tuple[tuple[str, ...]]]:
+        # The default would pass the message in place of the choices, and the error could not cross processes.
+        return AmbiguousStudy, (self.choices,)
 
 
 class GeometryError(LungstreamsError):

@@ -25,6 +25,27 @@ MIN_SIDE_PX: Final = 48
 MAX_JPEG_SCANS: Final = 100
 """Most passes of a progressive JPEG; encoders make about ten."""
 
+MAX_STUDY_FILES: Final = 5_000
+"""Most files of a study."""
+
+MAX_STUDY_BYTES: Final = 2 * 2**30
+"""Most bytes of a study, unpacked: a volume of `MAX_VOXELS` in four bytes each."""
+
+MAX_HEADER_BYTES: Final = 96 * 2**20
+"""Most bytes of a DICOM file before its pixels, what is read twice counted twice. Frames take some kB each."""
+
+MAX_SLICES: Final = 4_000
+"""Most slices of a volume, along any of its axes."""
+
+MAX_VOXELS: Final = 512 * 2**20
+"""Most voxels of a volume: two and a half times 512 x 512 x 800."""
+
+MAX_EXPANSION: Final = 200
+"""How many times an archive may expand. Scans of the chest expand two to five times, drawn ones forty."""
+
+MIN_EXPANSION_BYTES: Final = 64 * 2**20
+"""What an archive may expand to at any rate: of a small one nobody need ask."""
+
 _quiet = threading.Lock()
 
 

@@ -22,7 +22,7 @@ from serving.rasters import JPEG_MAGIC, PNG_MAGIC, decode_raster
 
 __all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "MAX_SIDE_PX", "MIN_SIDE_PX", "Scan", "SourceFormat", "decode", "from_hu"]
 
-SourceFormat = Literal["png", "jpeg", "dicom"]
+SourceFormat = Literal["png", "jpeg", "dicom", "nifti"]
 
 # Images that people do upload, to be refused by name.
 _OTHER_IMAGES: Final = (
@@ -131,7 +131,7 @@ def from_hu(
     return Scan(lung_window(hu), "ct", source_format, pixel_spacing_mm)
 
 
-def _sniff(data: bytes) -> SourceFormat:
+def _sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
     if data.startswith(PNG_MAGIC):
         return "png"
     if data.startswith(JPEG_MAGIC):

@@ -1,0 +1,45 @@
+"""Whatever holds a CT study to a `Volume`: the door that the page and the command line come in by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from serving.dicom_volumes import series_volume
+from serving.errors import RequestError
+from serving.limits import fence
+from serving.nifti import HEAD_BYTES, is_nifti, read_nifti
+from serving.series import read_study
+from serving.volumes import Volume
+
+
+def open_volume(source: Path | bytes | Iterable[Path], series: int | None = None) -> Volume:
+    """Open a CT study.
+
+    Args:
+        source: A NIfTI or DICOM file, or a zip of DICOM files (a path or the bytes); a folder of DICOM files; or
+            several DICOM files.
+        series: Which of several series, from 0, in the order of `serving.series.read_study`.
+
+    Returns:
+        The volume. Slices are read when they are asked for, so the files must stay as they are.
+
+    Raises:
+        AmbiguousStudy: If it holds several series and `series` does not say which; it lists them.
+        RequestError: If there is no such series.
+        ScanError: If it can not be read.
+    """
+    if isinstance(source, (bytes, Path)) and _is_nifti(source):
+        if series not in (None, 0):
+            raise RequestError(f"expected series 0 of a NIfTI file, got {series}")
+        return read_nifti(source)
+    return series_volume(read_study(source).choose(series))
+
+
+def _is_nifti(source: Path | bytes) -> bool:
+    if isinstance(source, bytes):
+        return is_nifti(source[:HEAD_BYTES])
+    if not source.is_file():
+        return False
+    with fence("a file that can be read"), source.open("rb") as stream:
+        return is_nifti(stream.read(HEAD_BYTES))
