@@ -99,7 +99,10 @@ def parts() -> dict[str, Part]:
             "Beside the raw sessions", _served(lambda server, s: latency.measure(server, s.rounds)), latency.sections
         ),
         "volumes": Part(
-            "A CT volume", _served(lambda server, _: volumes.measure(server)), volumes.sections, volumes.draw
+            "A CT volume, every gate open",
+            _served(lambda server, _: volumes.measure(server)),
+            volumes.sections,
+            volumes.draw,
         ),
         "load": Part("Latency against load", _served(lambda server, _: knee.measure(server)), knee.sections, knee.draw),
         "footprint": Part(

@@ -181,7 +181,7 @@ def part_calls(data: bytes, modality: Modality) -> dict[str, Callable[[], Any]]:
     return calls | {
         "resize": lambda: resize(scan.pixels, MODEL_HW),
         "CLAHE": lambda: cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES).apply(stretched),
-        "three channels": lambda: np.repeat(stretched[:, :, np.newaxis], 3, axis=2),
+        "three channels": lambda: cv2.cvtColor(stretched, cv2.COLOR_GRAY2RGB),
         WHOLE: lambda: prepare(data, scan.modality, [*THRESHOLDS.values()]),
     }
 
@@ -207,14 +207,14 @@ def sections(result: Footprint) -> list[str]:
     ]
     slowest = max(result.starts_s)
     return [
-        "## Start and memory",
+        "### Start and memory",
         f"From the call to ready: {', '.join(number(seconds) for seconds in result.starts_s)} s "
         f"(aim {START_AIM_S:g} s: {_met(slowest <= START_AIM_S)}).",
         table(("process, PSS in MiB", *looks), rows),
         f"Each case asked {LOAD_IN_FLIGHT} at a time, one case after the other. The whole server held "
         f"{result.peak_pss_bytes / 1e9:.2f} GB at most meanwhile "
         f"(aim {MEMORY_AIM_BYTES / 1e9:g} GB: {_met(result.peak_pss_bytes <= MEMORY_AIM_BYTES)}).",
-        "## Preprocessing alone, ms and share of the whole",
+        "### Preprocessing alone, ms and share of the whole",
         table(("part", *result.parts), [(name, *_part_cells(name, result)) for name in _part_names(result)]),
         "Medians, one thread, in this process. The lung window is a part of decoding a CT slice from DICOM.",
     ]

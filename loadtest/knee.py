@@ -85,13 +85,13 @@ def sections(result: Load) -> list[str]:
     """The measurement as Markdown."""
     counts = result.plan.in_flight
     return [
-        "## Throughput at saturation, requests/s",
+        "### Throughput at saturation, requests/s",
         table(
             ("workload", *(f"{count} in flight" for count in counts), "raw, one after the other", "best / raw"),
             [_saturation_row(saturation, counts) for saturation in result.cases],
         ),
         f"Closed loop, {result.plan.saturation_s:g} s for each cell. {_aim(result)}",
-        "## Latency against load",
+        "### Open loop",
         f"Open loop: Poisson arrivals of the mix, {result.plan.step_s:g} s at each rate; latency counts from when a "
         f"request was due. A step breaks when a case's p95 is over {PAPER_CASE_S} s, or a request is refused or fails. "
         "Above what the server can do latency grows for as long as the step lasts: *breaks after* is how long the rate "
@@ -117,7 +117,7 @@ def _server(server: Server) -> list[str]:
         *("answered", "refused", "failed", "sent late by, s", "breaks after, s", "holds"),
     )
     return [
-        f"### Instances of each model: {server.instances}",
+        f"#### Instances of each model: {server.instances}",
         table(head, [_step_row(step) for step in server.steps]),
         f"Closed loop: {server.mix.best_per_s:.1f} requests/s of the mix. {_knee(server)}",
     ]

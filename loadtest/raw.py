@@ -24,6 +24,17 @@ from serving.repository import ONNX_NAME, versions
 NETWORKS: Final = tuple(step for step in STEPS if step.backend == "onnxruntime")
 
 
+_NO_SPINNING: Final = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+_BRIEF_SPINNING: Final = {
+    "session.intra_op.allow_spinning": "1",
+    "session.intra_op.spin_duration_us": "200",
+    "session.force_spinning_stop": "1",
+    "session.inter_op.allow_spinning": "0",
+}
+SPINNING: Final = _BRIEF_SPINNING if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32) else _NO_SPINNING
+"""As the server's backend has it, which can not be imported outside of Triton."""
+
+
 def served_version(repository: Path, model: str) -> int:
     """The version that Triton serves of a model.
 
@@ -120,6 +131,6 @@ def session_options(parameters: Mapping[str, str]) -> Any:
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in SPINNING.items():
+        options.add_session_config_entry(key, value)
     return options

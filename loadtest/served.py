@@ -30,6 +30,7 @@ from serving.errors import InferenceFailed, ServerStartError
 from serving.pipeline import MASK
 from serving.process import end, spawn
 from serving.tritonserver import ServerConfig, TritonServer
+from serving.wire import wanted_outputs
 
 START_TIMEOUT_S: Final = 180.0
 STOP_GRACE_S: Final = 5.0
@@ -137,7 +138,7 @@ class Lungstreams(Competitor):
     way = "lungstreams"
     served = True
     ours = True
-    how = "the embedded Triton with its defaults, asked with tritonclient over gRPC"
+    how = "the embedded Triton with its defaults, asked over gRPC for the outputs that `serving.client` asks for"
 
     accelerator: Literal["openvino"] | None = None
 
@@ -169,12 +170,12 @@ class Lungstreams(Competitor):
         self._server.stop()
 
     def answer(self, scan: bytes, case: LoadCase) -> Answer:
-        """Asks for all outputs of the ensemble.
+        """Asks for what `serving.client` asks for: of an X-ray the diagnosis alone. What is not asked for did not run.
 
         Raises:
             InferenceFailed: If it can not be reached, refuses or fails.
         """
-        return infer(self._client, case, scan)
+        return {**closed_answer(), **infer(self._client, case, scan, wanted_outputs(case.modality))}
 
 
 class LungstreamsByOpenVino(Lungstreams):

@@ -226,7 +226,6 @@ def sections(result: Volumes) -> list[str]:
         for g in result.growth
     ]
     return [
-        "## A CT volume, every gate open",
         _ways("Through the server", result.ways, result.way) + " " + _ways("Raw", result.raw_ways, result.raw_way),
         table(
             (

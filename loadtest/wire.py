@@ -130,8 +130,8 @@ def batch_inputs(case: LoadCase, scans: Sequence[bytes]) -> list[Any]:
     ]
 
 
-def infer(client: Any, case: LoadCase, scan: bytes) -> Answer:
-    """Sends one case and waits for all outputs of the ensemble.
+def infer(client: Any, case: LoadCase, scan: bytes, outputs: Sequence[Tensor] = ENSEMBLE_OUTPUTS) -> Answer:
+    """Sends one case and waits for outputs of the ensemble, by default for all.
 
     Returns:
         The outputs that came back; `check_answer` says whether these are all.
@@ -143,12 +143,12 @@ def infer(client: Any, case: LoadCase, scan: bytes) -> Answer:
         result = client.infer(
             ENSEMBLE_NAME,
             request_inputs(case, scan),
-            outputs=[triton.InferRequestedOutput(tensor.name) for tensor in ENSEMBLE_OUTPUTS],
+            outputs=[triton.InferRequestedOutput(tensor.name) for tensor in outputs],
             client_timeout=REQUEST_TIMEOUT_S,
         )
     except InferenceServerException as error:
         raise InferenceFailed(str(error)) from error
-    arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in ENSEMBLE_OUTPUTS}
+    arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in outputs}
     return {name: array for name, array in arrays.items() if array is not None}
 
 

@@ -50,7 +50,7 @@ def preprocess(scan: Scan, *, clahe: bool = True) -> UInt8[np.ndarray, "512 512 
     if clahe:
         # Made anew: OpenCV's CLAHE object keeps buffers, so that one shared by threads mixes their images.
         grey = cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES).apply(grey)
-    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
 
 
 def prepare(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from loadtest import latency, raw
@@ -94,5 +95,8 @@ def test_raw_sessions_have_the_servers_thread_settings(twin: Any, parameters: di
     servers = twin.session_options(config, {})
     for name in ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "graph_optimization_level"):
         assert getattr(ours, name) == getattr(servers, name), name
-    for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"):
-        assert ours.get_session_config_entry(key) == servers.get_session_config_entry(key) == "0"
+    expected = twin.spinning(ort.__version__)
+    assert expected
+    for key, value in expected.items():
+        assert ours.get_session_config_entry(key) == servers.get_session_config_entry(key) == value
+    assert raw.SPINNING == expected

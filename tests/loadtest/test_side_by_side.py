@@ -67,7 +67,7 @@ def test_the_report_names_every_way_and_the_paper(result: SideBySide) -> None:
     assert "They are toys." in text
     assert "openvino 20" in text
     for precision in ("fp32", "int8"):
-        assert text.count(f"ahead of FastAPI + ONNX Runtime {precision}, whose median is") == 2
+        assert text.count(f"ahead of FastAPI + ONNX Runtime {precision}, whose median is") == 4
 
 
 @pytest.mark.triton

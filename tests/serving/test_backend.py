@@ -200,13 +200,22 @@ def test_parameters_set_the_session(twin: ModuleType) -> None:
     assert not options.enable_mem_pattern
 
 
-def test_defaults_are_sequential_unspinning_and_of_the_cores_at_hand(twin: ModuleType) -> None:
+def test_defaults_are_sequential_and_of_the_cores_at_hand(twin: ModuleType) -> None:
     options = twin.session_options(config(), {})
     assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.intra_op_num_threads == len(os.sched_getaffinity(0))
     assert options.enable_cpu_mem_arena
     assert options.enable_mem_pattern
+
+
+def test_a_thread_that_waits_stays_awake_for_a_moment_where_onnx_runtime_can_limit_it(twin: ModuleType) -> None:
+    entries = twin.spinning("1.32.0")
+    assert entries["session.intra_op.allow_spinning"] == "1"
+    assert 0 < int(entries["session.intra_op.spin_duration_us"]) < 1000
+    assert twin.spinning("1.22.1")["session.intra_op.allow_spinning"] == "0"
+    options = twin.session_options(config(), {})
+    for key, value in twin.spinning(ort.__version__).items():
+        assert options.get_session_config_entry(key) == value
 
 
 @pytest.mark.parametrize(("text", "expected"), [("5", 5), ("0", None), ("", None), ("many", None)])
