@@ -164,7 +164,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     document = _rounded({"taken_at": taken_at, "machine": asdict(machine), **results})
     (out / JSON_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (out / REPORT_NAME).write_text("\n\n".join([*_head(taken_at, machine), *text]) + "\n", encoding="utf-8")
+    (out / REPORT_NAME).write_text(
+        "\n\n".join([*_head(taken_at, machine), *_in_short(document), *text]) + "\n", encoding="utf-8"
+    )
     console.print(f"Wrote {REPORT_NAME} and {JSON_NAME} into {out}", markup=False, soft_wrap=True)
 
 
@@ -179,6 +181,12 @@ def _head(taken_at: str, machine: Machine) -> list[str]:
         + ", ".join(f"{name} {number}" for name, number in machine.packages.items())
         + ".",
     ]
+
+
+def _in_short(document: Mapping[str, Any]) -> list[str]:
+    from loadtest.highlights import highlights
+
+    return ["\n".join(f"- {sentence}" for sentence in highlights(document))]
 
 
 def _plots(part: str, figures: Figures, out: Path) -> list[str]:

@@ -71,7 +71,7 @@ class Latency:
     Attributes:
         rounds: Requests per case and way.
         server: Triton's name and version.
-        threads: By model, the threads within an operator.
+        threads: By model, the threads within an operator of a raw session: all cores, where the config does not say.
         versions: By model, the version that ran.
         cases: By the case's name.
     """
@@ -169,7 +169,9 @@ def sections(result: Latency) -> list[str]:
         f"{result.rounds} rounds after {WARM_UP_ROUNDS} of warm-up, one request at a time, the two ways in turn; "
         f"{result.server}.",
         "Versions: " + ", ".join(f"{model} {number}" for model, number in result.versions.items()) + ".",
-        "Threads: " + ", ".join(f"{model} {number}" for model, number in result.threads.items()) + ".",
+        "Threads of a raw session: "
+        + ", ".join(f"{model} {number}" for model, number in result.threads.items())
+        + ". In the ensemble each stream of stage 3 has half of the cores.",
         "### Per case, ms",
         table(
             ("case", "ensemble p50", "ensemble p95", "raw p50", "raw p95", "ensemble / raw, p50", "more than raw, ms"),

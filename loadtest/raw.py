@@ -1,4 +1,4 @@
-"""The same pipeline without Triton: the same graphs and thread settings, one after the other in this process.
+"""The same pipeline without Triton: the same graphs, one after the other in this process.
 
 What the ensemble takes beyond this is the price of serving: gRPC, the scheduler, copies between processes.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from serving.errors import ServerStartError
+from serving.pipeline import SEGMENTATION
 
 _TWIN: Final = Path(__file__).parent / "backends" / "onnxruntime"
 
@@ -58,11 +59,21 @@ def stub_environment(wheel: Path, threads: int | None, accelerator: str | None =
         # The twin computes on the CPU, so KIND_AUTO must not find a GPU.
         "CUDA_VISIBLE_DEVICES": "",
     }
-    for name, value in (("LUNGSTREAMS_THREADS", threads), ("LUNGSTREAMS_ACCELERATOR", accelerator)):
+    by_model = _threads_by_model(len(os.sched_getaffinity(0))) if threads is None else None
+    for name, value in (
+        ("LUNGSTREAMS_THREADS", threads),
+        ("LUNGSTREAMS_THREADS_BY_MODEL", by_model),
+        ("LUNGSTREAMS_ACCELERATOR", accelerator),
+    ):
         environment.pop(name, None)
         if value is not None:
             environment[name] = str(value)
     return environment
+
+
+def _threads_by_model(cores: int) -> str:
+    """Half of the cores for each stream of stage 3: two at least run at once, that of a finding and that of all."""
+    return ",".join(f"{step.model}={max(1, cores // 2)}" for step in SEGMENTATION)
 
 
 def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> None:

@@ -66,8 +66,8 @@ def test_the_report_names_every_way_and_the_paper(result: SideBySide) -> None:
     assert "**differs**" not in text
     assert "They are toys." in text
     assert "openvino 20" in text
-    for precision in ("fp32", "int8"):
-        assert text.count(f"ahead of FastAPI + ONNX Runtime {precision}, whose median is") == 4
+    for precision, n_ours in (("fp32", 1), ("int8", 2)):
+        assert text.count(f"ahead of FastAPI + ONNX Runtime {precision}, whose median is") == n_ours * 2  # cases
 
 
 @pytest.mark.triton

@@ -226,6 +226,13 @@ def test_the_environment_sets_the_threads_of_models_that_do_not_say(
     assert options.intra_op_num_threads == (expected or len(os.sched_getaffinity(0)))
 
 
+def test_the_environment_sets_the_threads_of_single_models(twin: ModuleType) -> None:
+    environment = {"LUNGSTREAMS_THREADS": "5", "LUNGSTREAMS_THREADS_BY_MODEL": "other=7,m=3"}
+    assert twin.session_options(config(), environment).intra_op_num_threads == 3
+    assert twin.session_options(config(name="another"), environment).intra_op_num_threads == 5
+    assert twin.session_options(config(**parameters(intra_op_thread_count="2")), environment).intra_op_num_threads == 2
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("execution_mode", "2"), ("intra_op_thread_count", "two"), ("enable_mem_arena", "perhaps")]
 )

@@ -21,7 +21,7 @@ from serving import process, triton_wheel, tritonserver
 from serving.client import PipelineClient
 from serving.errors import ServerStartError
 from serving.phantom import ct_slice, png_bytes
-from serving.pipeline import THRESHOLDS
+from serving.pipeline import SEGMENTATION, THRESHOLDS
 from serving.repository import CONFIG_NAME
 from serving.triton_wheel import stub_environment
 from serving.tritonserver import ServerConfig, TritonServer
@@ -234,6 +234,13 @@ def test_threads_travel_in_the_environment(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_stub_finds_this_interpreter_first(tmp_path: Path) -> None:
     assert stub_environment(tmp_path, None)["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_streams_share_the_cores_unless_the_caller_says_how_many_threads(tmp_path: Path) -> None:
+    by_model = stub_environment(tmp_path, None)["LUNGSTREAMS_THREADS_BY_MODEL"].split(",")
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert by_model == [f"{step.model}={half}" for step in SEGMENTATION]
+    assert "LUNGSTREAMS_THREADS_BY_MODEL" not in stub_environment(tmp_path, 3)
 
 
 def test_freed_pages_are_kept_unless_the_caller_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

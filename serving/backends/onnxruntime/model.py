@@ -28,6 +28,9 @@ Feeds = dict[str, Array]
 THREADS_VARIABLE: Final = "LUNGSTREAMS_THREADS"
 """Threads within an operator, for models whose config does not say. `ServerConfig.threads` sets it."""
 
+THREADS_BY_MODEL_VARIABLE: Final = "LUNGSTREAMS_THREADS_BY_MODEL"
+"""The same for single models, as in ``segment_all=1,segment_ground_glass=1``; goes before `THREADS_VARIABLE`."""
+
 ACCELERATOR_VARIABLE: Final = "LUNGSTREAMS_ACCELERATOR"
 """Accelerator of models whose config names none. `ServerConfig.accelerator` sets it."""
 
@@ -106,11 +109,14 @@ def _boolean(parameters: Mapping[str, str], key: str) -> bool:
     return text in {"true", "1"}
 
 
-def default_threads(environment: Mapping[str, str]) -> int:
+def default_threads(environment: Mapping[str, str], model: str = "") -> int:
     """Threads within an operator: of the environment, else one for each core that this process may use."""
-    text = environment.get(THREADS_VARIABLE, "")
-    if text.isdigit() and int(text) > 0:
-        return int(text)
+    by_model = dict(
+        pair.split("=", 1) for pair in environment.get(THREADS_BY_MODEL_VARIABLE, "").split(",") if "=" in pair
+    )
+    for text in (by_model.get(model, ""), environment.get(THREADS_VARIABLE, "")):
+        if text.isdigit() and int(text) > 0:
+            return int(text)
     return len(os.sched_getaffinity(0))
 
 
@@ -136,7 +142,7 @@ def session_options(config: Mapping[str, Any], environment: Mapping[str, str]) -
         raise ValueError(f"parameter execution_mode: expected 0 or 1, got {execution_mode}")
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if execution_mode else ort.ExecutionMode.ORT_SEQUENTIAL
     intra_op = _integer(parameters, "intra_op_thread_count")
-    options.intra_op_num_threads = intra_op if intra_op > 0 else default_threads(environment)
+    options.intra_op_num_threads = intra_op if intra_op > 0 else default_threads(environment, config.get("name", ""))
     inter_op = _integer(parameters, "inter_op_thread_count")
     if inter_op > 0:
         options.inter_op_num_threads = inter_op
