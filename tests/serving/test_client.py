@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -309,14 +312,30 @@ def test_a_client_finds_a_server_that_comes_back(toy_repository: Path, dead_url:
             assert not client.is_ready()
 
 
+def stub_of(server: TritonServer, model: str) -> int:
+    """Process id of the Python stub that computes a model."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            arguments = (folder / "cmdline").read_bytes()
+            if f"{model}_0_0".encode() in arguments and os.getpgid(int(folder.name)) == server.pid:
+                return int(folder.name)
+    raise AssertionError(f"no process computes {model}")
+
+
 @pytest.mark.slow
 def test_on_request_cancelling_takes_it_out_of_the_servers_queue(toy_repository: Path, xray: bytes) -> None:
     # A server of its own: this one takes long to stop afterwards. X-rays, whose steps are a chain, do not crash it.
     config = ServerConfig(toy_repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)
     with TritonServer(config) as own, PipelineClient(own.grpc_url, cancel_on_server=True) as client:
-        # 32, because the queues take 64.
-        futures = [client.submit(xray, "xray") for _ in range(32)]
-        cancelled = [future for future in reversed(futures) if future.cancel()]
+        # Stopped meanwhile: the toy network would have answered most of them before they are taken back.
+        stub = stub_of(own, "recognition")
+        os.kill(stub, signal.SIGSTOP)
+        try:
+            # 32, because the queues take 64.
+            futures = [client.submit(xray, "xray") for _ in range(32)]
+            cancelled = [future for future in reversed(futures) if future.cancel()]
+        finally:
+            os.kill(stub, signal.SIGCONT)
         assert cancelled
         client.predict(xray, "xray")  # Behind all of them.
         models = client._triton.get_inference_statistics("recognition").model_stats
