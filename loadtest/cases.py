@@ -57,12 +57,13 @@ class LoadCase:
 
     def scans(self) -> tuple[bytes, ...]:
         """Draws its scans: `SCANS_PER_CASE` distinct PNG files, the same ones each time."""
-        return tuple(_draw(self.modality, seed) for seed in range(SCANS_PER_CASE))
+        return tuple(draw(self.modality, seed) for seed in range(SCANS_PER_CASE))
 
 
 # A phantom takes about half a second to draw, and the CT cases use the same ones.
 @cache
-def _draw(modality: Modality, seed: int) -> bytes:
+def draw(modality: Modality, seed: int) -> bytes:
+    """A phantom of a modality as a PNG file."""
     pixels = chest_xray(seed) if modality == "xray" else ct_slice(seed).pixels
     return png_bytes(pixels)
 

@@ -26,10 +26,11 @@ import numpy as np
 import onnx
 
 from loadtest import random_networks
+from loadtest.cases import draw
 from loadtest.random_networks import Images, check_alive, narrowed_model, narrowed_network, random_deeplab
 from serving import pipeline, preprocessing
 from serving.errors import RepositoryError
-from serving.phantom import chest_xray, ct_slice, png_bytes
+from serving.labels import Modality
 from serving.pipeline import MANIFESTATION_STEP, PREPROCESS, RECOGNITION, SEGMENTATION, THRESHOLDS, Step
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, PROVENANCE_NAME, write_configs
 from serving.repository_checks import label_order
@@ -233,7 +234,6 @@ def _images(modality: str, n: int) -> Images:
     """`n` preprocessed phantoms of a modality, or of both in turn."""
     drawn = []
     for seed in range(n):
-        xray = modality == "both" and seed % 2 == 1
-        scan = png_bytes(chest_xray(seed) if xray else ct_slice(seed).pixels)
-        drawn.append(preprocessing.prepare(scan, "xray" if xray else "ct", list(THRESHOLDS.values()))[0])
+        kind: Modality = "xray" if modality == "both" and seed % 2 == 1 else "ct"
+        drawn.append(preprocessing.prepare(draw(kind, seed), kind, list(THRESHOLDS.values()))[0])
     return np.stack(drawn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from loadtest.cases import PAPER_CASE_S
@@ -34,6 +34,10 @@ def highlights(document: Json) -> list[str]:
 
 def _median(part: Json, contender: str, case: str) -> float:
     (samples,) = (o["samples_ms"] for o in part["outcomes"] if (o["contender"], o["case"]) == (contender, case))
+    return _p50(samples)
+
+
+def _p50(samples: Sequence[float]) -> float:
     return percentile(samples, 0.5) or float("nan")
 
 
@@ -57,10 +61,7 @@ def _shipped(part: Json) -> str:
 
 def _latency(part: Json) -> str:
     cases = part["cases"]
-    ratios = (
-        (percentile(case["ensemble_ms"], 0.5) or float("nan")) / (percentile(case["raw_ms"], 0.5) or float("nan"))
-        for case in cases.values()
-    )
+    ratios = (_p50(case["ensemble_ms"]) / _p50(case["raw_ms"]) for case in cases.values())
     return (
         "The ensemble takes "
         + ", ".join(f"{ratio:.2f} ({name})" for name, ratio in zip(cases, ratios, strict=True))
@@ -71,7 +72,7 @@ def _latency(part: Json) -> str:
 def _volumes(part: Json) -> str:
     sizes = {row["slices"]: row for row in part["growth"]}
     slices = CASE_SLICES if CASE_SLICES in sizes else max(sizes)
-    ours_s, raw_s = (percentile(sizes[slices][side], 0.5) or float("nan") for side in ("ours_s", "raw_s"))
+    ours_s, raw_s = (_p50(sizes[slices][side]) for side in ("ours_s", "raw_s"))
     return (
         f"A CT volume of {slices} slices, every gate open, takes {ours_s:.1f} s, at {raw_s / ours_s:.2f} of the raw "
         "sessions' throughput."

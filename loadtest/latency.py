@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from loadtest.cases import CASES, LoadCase
+from loadtest.difference import Difference
 from loadtest.gate import percentile
 from loadtest.layout import number, table
 from loadtest.raw import RawPipeline, served_parameters, served_version, session_options
@@ -57,11 +57,8 @@ class Measured:
 
     def compare(self, ensemble: Answer, raw: Answer) -> None:
         """Notes how far two answers to the same scan are apart."""
-        for name, array in ensemble.items():
-            if array.dtype == np.uint8:
-                self.mask_difference = max(self.mask_difference, float((array != raw[name]).mean()))
-            else:
-                self.probability_difference = max(self.probability_difference, float(np.abs(array - raw[name]).max()))
+        both = Difference(self.probability_difference, self.mask_difference).widened(ensemble, raw)
+        self.probability_difference, self.mask_difference = both.probability, both.mask
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from loadtest.cases import CASES, LoadCase
 from loadtest.competitors import Competitor, KerasModels, check_packages
+from loadtest.difference import Difference
 from loadtest.gate import percentile
 from loadtest.machine import Machine, describe
 from loadtest.networks import unpack
@@ -38,34 +38,6 @@ REFERENCE_WAY: Final = "ONNX Runtime"
 """Whose answers those of the others are held against."""
 GRAPH_OF: Final[Mapping[str, str]] = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
 """Precision that is computed in -> that of the networks it is computed from."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far answers to the same scans are apart at most.
-
-    Attributes:
-        probability: Largest difference of a probability.
-        mask: Largest share of a mask's pixels that differ.
-    """
-
-    probability: float = 0.0
-    mask: float = 0.0
-
-    def widened(self, a: Answer, b: Answer) -> Difference:
-        """The larger of this and what lies between two answers, by each measure."""
-        probability, mask = self.probability, self.mask
-        for name, array in a.items():
-            if array.dtype == np.uint8:
-                mask = max(mask, float((array != b[name]).mean()))
-            else:
-                # Not Python's max, which passes NaN over.
-                probability = float(np.maximum(probability, np.abs(array - b[name]).max()))
-        return Difference(probability, mask)
-
-    def within(self, limit: Difference) -> bool:
-        """Whether both measures are up to a limit's. NaN is not."""
-        return self.probability <= limit.probability and self.mask <= limit.mask
 
 
 LIMITS: Final[Mapping[str, Difference]] = {
@@ -173,7 +145,7 @@ class _Tally:
     """An outcome while it grows."""
 
     samples_ms: list[float] = field(default_factory=list)
-    against_same: Difference = Difference()
+    against_same: Difference = field(default_factory=Difference)
     against_fp32: Difference | None = None
     complaint: str | None = None
 

@@ -1,18 +1,17 @@
-"""A comparison as plots, in the style of `train.figures`. Needs Matplotlib, which the extras bring."""
+"""A comparison as plots, in the style of `loadtest.layout`. Needs Matplotlib, which the extras bring."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from loadtest.cases import CASES, PAPER_CASE_S
+from loadtest.layout import BLUE, GREY, ORANGE, new_figure
 from loadtest.side_by_side import Contender, SideBySide
 from loadtest.side_by_side_report import PAPER_CASE
-from train.figures import BLUE, GREY, ORANGE
 
 _PALE = "#a9b4bc"
 _KINDS = {"ours, served": ORANGE, "others, served": BLUE, "in process, no server": _PALE}
@@ -33,8 +32,7 @@ def _draw_case(result: SideBySide, case: str) -> Figure:
     contenders = [result.contender(outcome.contender) for outcome in outcomes]
     medians = [outcome.percentile_ms(0.5) for outcome in outcomes]
     ends = [outcome.percentile_ms(0.95) for outcome in outcomes]
-    figure = Figure(figsize=(9, 1.6 + 0.4 * len(outcomes)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.6 + 0.4 * len(outcomes))
     axes = figure.add_subplot()
     axes.set_title(f"{result.title}: {CASES[case].title if case in CASES else case}", fontsize=11)
     _draw_bars(axes, contenders, medians, ends)

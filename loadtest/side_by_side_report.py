@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from loadtest.cases import CASES, PAPER_CASE_S
+from loadtest.difference import Difference
 from loadtest.layout import table
 from loadtest.quiet import QUIET_CORES
-from loadtest.side_by_side import LIMITS, REFERENCE_WAY, WARM_UP_ROUNDS, Contender, Difference, Outcome, SideBySide
+from loadtest.side_by_side import LIMITS, REFERENCE_WAY, WARM_UP_ROUNDS, Contender, Outcome, SideBySide
 
 PAPER_CASE: Final = "ct_open"
 """The case that the paper's time is of: all three stages and all streams."""

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from serving.errors import GeometryError, RequestError
 from serving.labels import MANIFESTATION_NAMES
-from serving.lungs import LEFT, RIGHT, SIDES
+from serving.lungs import SIDES, halves
 
 INFECTED: Final = "infected"
 """The union of all manifestations."""
@@ -166,10 +166,7 @@ def _sides(lungs: UInt8[np.ndarray, "h w"], wanted: Bool[np.ndarray, "h w"]) -> 
     if not (wanted & (lungs == 0)).any():
         return lungs
     if not lungs.any():
-        # Columns run from the patient's right to the left.
-        middle = (lungs.shape[1] - 1) / 2
-        half = np.where(np.arange(lungs.shape[1]) < middle, RIGHT, LEFT).astype(np.uint8)
-        return np.broadcast_to(half, lungs.shape)
+        return np.broadcast_to(halves(lungs.shape[1]), lungs.shape)
     nearest = ndimage.distance_transform_edt(lungs == 0, return_distances=False, return_indices=True)
     sides: UInt8[np.ndarray, "h w"] = lungs[tuple(nearest)]
     return sides

@@ -190,10 +190,16 @@ def _two_cores(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"] |
 
 
 def _by_middle(lungs: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
-    # One lung, or two that can not be parted: by the middle of the picture, which lies near that of the body.
-    middle = (lungs.shape[2] - 1) / 2
-    side = np.where(np.arange(lungs.shape[2]) < middle, RIGHT, LEFT)
-    return np.where(lungs, side, 0).astype(np.uint8)
+    # One lung, or two that can not be parted.
+    return np.where(lungs, halves(lungs.shape[2]), 0).astype(np.uint8)
+
+
+def halves(width: int) -> UInt8[np.ndarray, " w"]:
+    """The side of each column by the middle of the picture, which lies near that of the body.
+
+    Columns run from the patient's right to the left.
+    """
+    return np.where(np.arange(width) < (width - 1) / 2, RIGHT, LEFT).astype(np.uint8)
 
 
 def _resized(mask: Bool[np.ndarray, "ch cw"], size_wh: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:

@@ -12,7 +12,6 @@ and was not run on one: see docs/tensorrt.md.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -123,7 +122,6 @@ def trtexec() -> str | None:
 
 def _training_scans(provenance: Mapping[str, Any], data_folder: Path | None) -> UInt8[np.ndarray, "n 512 512 3"]:
     # Not at the top: it brings Keras, which only this case needs.
-    scans: UInt8[np.ndarray, "n 512 512 3"] = importlib.import_module("train.publish").calibration_scans(
-        str(provenance.get("experiment")), data_folder
-    )
-    return scans
+    from train.publish import calibration_scans
+
+    return calibration_scans(str(provenance.get("experiment")), data_folder)

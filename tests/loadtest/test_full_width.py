@@ -12,10 +12,11 @@ import pytest
 from loadtest import full_width
 from loadtest.cases import CASES
 from loadtest.competitors import KerasInProcess, OnnxRuntimeInProcess
+from loadtest.difference import Difference
 from loadtest.full_width import FINGERPRINT_NAME, FullWidth, FullWidthConfig, build
 from loadtest.networks import unpack
 from loadtest.random_networks import check_alive, narrowed_network
-from loadtest.side_by_side import LIMITS, Difference
+from loadtest.side_by_side import LIMITS
 from loadtest.wire import check_answer
 from serving.errors import ExportError, RepositoryError
 from serving.pipeline import RECOGNITION, SEGMENTATION

@@ -12,8 +12,9 @@ import pytest
 
 from loadtest.cases import CASES, PAPER_CASE_S, LoadCase
 from loadtest.competitors import OnnxRuntimeInProcess
+from loadtest.difference import Difference
 from loadtest.networks import unpack
-from loadtest.side_by_side import LIMITS, WARM_UP_ROUNDS, Difference, SideBySide, compare, measure
+from loadtest.side_by_side import LIMITS, WARM_UP_ROUNDS, SideBySide, compare, measure
 from loadtest.side_by_side_plot import draw
 from loadtest.side_by_side_report import agreement, sections
 from loadtest.turns import order_of_turns

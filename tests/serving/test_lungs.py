@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,9 +14,8 @@ from serving.phantom import ct_slice
 from serving.studies import open_volume
 from serving.volumes import Layout, Volume
 from serving.voxels import Memory
+from tests.real_data import DATA
 from tests.serving.volume_files import dicom_slice, file_of
-
-DATA = Path(os.environ.get("LUNGSTREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,8 @@ from serving.errors import RepositoryError
 from serving.modality import FEATURES, classifier, features, guess_modality
 from serving.phantom import chest_xray, ct_slice
 from serving.scans import decode
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("LUNGSTREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 CHANGES = {
     "as it is": lambda pixels: pixels,
     "small": lambda pixels: cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA),

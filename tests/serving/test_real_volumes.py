@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
@@ -13,8 +10,8 @@ from serving.errors import AmbiguousStudy
 from serving.scans import decode
 from serving.series import read_study
 from serving.studies import open_volume
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("LUNGSTREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 THORAX = DATA / "volumes" / "LUNG1-016_ct.nii.gz"
 SERIES = DATA / "dicom" / "ct_series_LUNG1-016"
 
