@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import UInt8
 
-from demo.overlay import fit, render, stream_layer
 from serving import scans
 from serving.client import PipelineClient
 from serving.labels import STREAMS, RequestedModality
+from serving.overlay import fit, render, stream_layer
 from serving.results import CaseReport
 
 _DISPLAY_SIDE_PX: Final = 1280

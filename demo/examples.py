@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import UInt8
 
-from demo.overlay import fit
 from serving import phantom
+from serving.overlay import fit
 
 _THUMBNAIL_PX: Final = 96
 _SEED_CT_PNG: Final = 3

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demo.overlay import Layer, fit, render, stream_layer
 from serving.errors import GeometryError, RequestError
 from serving.labels import ALL_STREAM, MANIFESTATIONS, STREAM_NAMES
+from serving.overlay import Layer, fit, render, stream_layer
 
 RED = (200, 10, 20)
 BLUE = (5, 60, 250)

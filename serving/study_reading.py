@@ -1,0 +1,188 @@
+"""A CT study through the pipeline: slice after slice, several under way, a slice's memory at a time.
+
+::
+
+    with PipelineClient() as client, StudyReading(client, open_volume(Path("study.nii.gz"))) as reading:
+        for one in reading:
+            print(one.index, one.diagnosis["covid19"])
+        report = reading.report()
+
+Leaving the loop early stops the study; `report` is then about what was read so far.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from serving import pipeline
+from serving.burden import Burden, Tally
+from serving.client import PipelineClient
+from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
+from serving.lungs import Lungs, find_lungs, lungs_of_grey
+from serving.mask_stacks import MaskStack
+from serving.results import CaseReport, resolve_thresholds
+from serving.study_report import SliceReading, StudyReport
+from serving.volumes import Volume
+
+# Slices are packed for a socket on this machine or the next: speed counts, bytes hardly do.
+_PNG_LEVEL = 1
+
+
+class StudyReading:
+    """Reads a volume once. An iterator over its slices, from the feet to the head, in order.
+
+    Args:
+        client: Stays open.
+        volume: Its files must stay as they are.
+        thresholds: In `[0, 1]` by name; those left out are `pipeline.THRESHOLDS`.
+        in_flight: How many slices are under way at most.
+
+    Raises:
+        RequestError: If a threshold is not one that the pipeline has.
+    """
+
+    def __init__(
+        self,
+        client: PipelineClient,
+        volume: Volume,
+        thresholds: Mapping[str, float] | None = None,
+        *,
+        in_flight: int = pipeline.MAX_BATCH_SIZE,
+    ) -> None:
+        self.volume = volume
+        self._client = client
+        self._thresholds = resolve_thresholds(thresholds)
+        self._in_flight = max(1, in_flight)
+        self._waiting: deque[tuple[int, Future[CaseReport]]] = deque()
+        self._masks = {stream: MaskStack(volume.shape) for stream in STREAM_NAMES}
+        self._ran: set[str] = set()
+        self._tally = Tally()
+        self._models: dict[str, str] = {}
+        self._slices: list[SliceReading] = []
+        self._latency_ms = 0.0
+        self._lungs: Lungs | None = None
+
+    def __enter__(self) -> StudyReading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __len__(self) -> int:
+        return self.volume.shape[0]
+
+    def __iter__(self) -> Iterator[SliceReading]:
+        """Read on from where it is.
+
+        Raises:
+            ScanError: If a slice can not be decoded.
+            ServerError: As `PipelineClient.predict`.
+        """
+        if self._lungs is None and self.volume.source.is_hu:
+            self._lungs = find_lungs(self.volume)
+        started_s = time.monotonic() - self._latency_ms / 1000
+        try:
+            for index in range(len(self._slices), len(self)):
+                for ahead in range(index + len(self._waiting), min(index + self._in_flight, len(self))):
+                    self._waiting.append((ahead, self._send(ahead)))
+                read, future = self._waiting.popleft()
+                one = self._take(read, future.result())
+                self._latency_ms = 1000 * (time.monotonic() - started_s)
+                yield one
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        while self._waiting:
+            self._waiting.pop()[1].cancel()
+
+    def report(self) -> StudyReport:
+        """What is known of the slices that were read.
+
+        Raises:
+            ServerMismatch: If none was.
+        """
+        return StudyReport(
+            shape=self.volume.shape,
+            spacing_mm=self.volume.spacing_mm,
+            problems=self.volume.problems,
+            slices=tuple(self._slices),
+            masks={stream: mask if stream in self._ran else None for stream, mask in self._masks.items()},
+            burden=self._burden(),
+            thresholds=self._thresholds,
+            models=dict(self._models),
+            latency_ms=self._latency_ms,
+        )
+
+    def lungs_of(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """`serving.lungs.RIGHT`, `LEFT` or 0 of each pixel of a slice.
+
+        Raises:
+            GeometryError: If there is no such slice.
+            ScanError: If it can not be decoded.
+        """
+        if self._lungs is not None:
+            return self._lungs.slice(index)
+        return lungs_of_grey(self.volume.slice_scan(index).pixels)
+
+    def _send(self, index: int) -> Future[CaseReport]:
+        pixels = self.volume.slice_scan(index).pixels
+        _, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+        return self._client.submit(packed.tobytes(), "ct", self._thresholds)
+
+    def _take(self, index: int, report: CaseReport) -> SliceReading:
+        empty = np.zeros(self.volume.shape[1:], np.uint8)
+        for stream, mask in report.masks.items():
+            if mask is not None:
+                self._ran.add(stream)
+                self._masks[stream].put(index, mask)
+        lungs = self.lungs_of(index)
+        found = {name: empty if (mask := report.masks[name]) is None else mask for name in MANIFESTATION_NAMES}
+        self._tally.add(lungs, found, self.volume.voxel_ml(index))
+        self._models.update(report.models)
+        one = SliceReading.of(index, report, int(np.count_nonzero(lungs)))
+        self._slices.append(one)
+        return one
+
+    def _burden(self) -> Burden:
+        burden = self._tally.burden()
+        if any(one.status["manifestations"] == "ran" for one in self._slices):
+            return burden
+        # Nobody looked: not the same as nothing found.
+        return replace(burden, found=MappingProxyType({}))
+
+
+def read_volume(
+    client: PipelineClient,
+    volume: Volume,
+    thresholds: Mapping[str, float] | None = None,
+    *,
+    in_flight: int = pipeline.MAX_BATCH_SIZE,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> StudyReport:
+    """Read all slices of a volume and wait for the report.
+
+    Args:
+        client: See `StudyReading`.
+        volume: See `StudyReading`.
+        thresholds: See `StudyReading`.
+        in_flight: See `StudyReading`.
+        progress: Called after each slice with how many are read, and of how many. What it raises stops the study.
+
+    Raises:
+        LungstreamsError: As `StudyReading` does.
+    """
+    with StudyReading(client, volume, thresholds, in_flight=in_flight) as reading:
+        for one in reading:
+            progress(one.index + 1, len(reading))
+        return reading.report()
