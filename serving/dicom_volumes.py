@@ -41,7 +41,7 @@ def series_volume(series: Series) -> Volume:
     problems = list(series.problems)
     if not source.is_hu:
         problems.append("values are no Hounsfield units: shown as grey, without windows")
-    affine = _affine(series)
+    affine = series_affine(series)
     if affine is None:
         problems.append("the files do not say how large and where slices are: taken for axial, no volumes in ml")
         return Volume(source, None, Layout(), depth_known=False, instances=instances, problems=tuple(problems))
@@ -77,6 +77,11 @@ class DicomVoxels:
         self._lock = threading.RLock()
         self._file: tuple[Plane, MultiFrame] | None = None
         self._spooled: dict[str, np.ndarray] = {}
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The slices, in order."""
+        return self._planes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,8 +143,12 @@ class DicomVoxels:
         return across
 
 
-def _affine(series: Series) -> Float64[np.ndarray, "4 4"] | None:
-    """Slice, row, column -> LPS in mm (PS3.3 C.7.6.2.1.1)."""
+def series_affine(series: Series) -> Float64[np.ndarray, "4 4"] | None:
+    """Slice, row, column -> LPS in mm (PS3.3 C.7.6.2.1.1); None if the files do not say.
+
+    Where the distance of slices is not known (`Series.spacing_mm`), it is taken for `_UNKNOWN_STEP_MM`; where slices
+    are not equally far apart, it is the mean.
+    """
     first = series.planes[0]
     if (
         series.stack is None

@@ -11,6 +11,7 @@
      |    +-- AmbiguousStudy       several series in one study, and nobody said which
      +-- GeometryError             an array whose shape does not fit the scan that it belongs to
      +-- RequestError              a modality, threshold or output name that the pipeline does not have
+     |    +-- CanNotExport         a file format that a case can not be written in
      +-- ServerError               Triton
      |    +-- ServerUnreachable    nothing answers at that address
      |    +-- ServerNotReady       it answers, but a model is not loaded
@@ -82,6 +83,10 @@ class GeometryError(LungstreamsError):
 
 class RequestError(LungstreamsError):
     """A modality, threshold or output that the pipeline does not have."""
+
+
+class CanNotExport(RequestError):
+    """A case can not be written in a format; the message says what it lacks."""
 
 
 class ServerError(LungstreamsError):

@@ -90,14 +90,22 @@ def read_nifti(source: Path | bytes) -> Volume:
     return Volume(_voxels(header, stored, shape, offset), affine, layout, problems=_problems(header, affine))
 
 
-class _Scaled(Memory):
-    """Mapped values times slope plus intercept; what is no number is air."""
+class NiftiVoxels(Memory):
+    """Mapped values times slope plus intercept; what is no number is air.
 
-    def __init__(self, values: np.ndarray, slope: float, intercept: float) -> None:
+    Attributes:
+        header: nibabel's header of the file. Its texts may name anybody: not for logs, not for exports.
+    """
+
+    def __init__(self, values: np.ndarray, header: Any) -> None:
         super().__init__(values, "nifti")
-        self._slope, self._intercept = slope, intercept
+        self.header = header
+        slope, intercept = header.get_slope_inter()
+        self._slope = 1.0 if slope is None else float(slope)
+        self._intercept = 0.0 if intercept is None else float(intercept)
 
     def plane(self, axis: int, index: int) -> Float32[np.ndarray, "a b"]:
+        """Hounsfield units of one plane, a new array."""
         stored = self._values[(slice(None),) * axis + (index,)].astype(np.float64)
         scaled = (stored * self._slope + self._intercept).astype(np.float32)
         return np.nan_to_num(scaled, copy=False, nan=UNMEASURED_HU)
@@ -199,11 +207,9 @@ def _inflated_to_file(head: bytes, inflated: Iterator[bytes], needed: int) -> UI
         return np.memmap(file, np.uint8, "r", shape=(written,))
 
 
-def _voxels(header: Any, stored: UInt8[np.ndarray, " bytes"], shape: tuple[int, int, int], offset: int) -> Memory:
-    kind = header.get_data_dtype()
-    values: np.ndarray = np.ndarray(shape, kind, buffer=stored, offset=offset, order="F")
-    slope, intercept = header.get_slope_inter()
-    return _Scaled(values, 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+def _voxels(header: Any, stored: UInt8[np.ndarray, " bytes"], shape: tuple[int, int, int], offset: int) -> NiftiVoxels:
+    values: np.ndarray = np.ndarray(shape, header.get_data_dtype(), buffer=stored, offset=offset, order="F")
+    return NiftiVoxels(values, header)
 
 
 def _problems(header: Any, affine: Float64[np.ndarray, "4 4"]) -> tuple[str, ...]:

@@ -1,0 +1,98 @@
+"""Kinds of exports by name, which of them can be made of a case, and how they get to where they belong.
+
+Everything that was asked for is made in a folder beside its place and then moved there, file by file: whoever sees a
+file sees all of it, and what can not be made leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from serving.errors import CanNotExport, RequestError
+from serving.exports.case import Case
+from serving.exports.documents import write_json
+from serving.exports.grids import no_grid, write_nifti
+from serving.exports.pictures import no_picture, write_overlay
+from serving.exports.tables import write_csv
+
+
+def _always(case: Case) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    title: str
+    write: Callable[[Case, Path, str], tuple[Path, ...]]
+    refusal: Callable[[Case], str | None] = _always
+
+
+def _later(case: Case) -> str | None:
+    return "not built yet"
+
+
+def _nothing(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:
+    return ()
+
+
+_KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
+    {
+        "json": _Kind("JSON document of everything but the masks", write_json),
+        "csv": _Kind("CSV: a row for the case, and one for each slice of a study", write_csv),
+        "overlay": _Kind("PNG: the scan with its masks, or a montage of a study", write_overlay, no_picture),
+        "nifti": _Kind("NIfTI masks on the scan's own voxels, a file for each stream", write_nifti, no_grid),
+        "seg": _Kind("DICOM Segmentation; it carries the patient and study of its source", _nothing, _later),
+        "sr": _Kind("DICOM Structured Report; it carries the patient and study of its source", _nothing, _later),
+        "pdf": _Kind("PDF of one page for people", _nothing, _later),
+    }
+)
+
+KINDS: Final[Mapping[str, str]] = MappingProxyType({name: kind.title for name, kind in _KINDS.items()})
+"""What can be written, and what it is in words. ``seg`` is made before ``sr``, which refers to it."""
+
+
+def possible(case: Case) -> tuple[str, ...]:
+    """The kinds that can be made of a case, in the order of `KINDS`."""
+    return tuple(name for name, kind in _KINDS.items() if kind.refusal(case) is None)
+
+
+def write(case: Case, kinds: Sequence[str], folder: Path, prefix: str) -> dict[str, tuple[Path, ...]]:
+    """Write a case as files ``<prefix>.<...>``; those that are there already are written over.
+
+    Args:
+        case: The case.
+        kinds: Of `KINDS`. All of them are made before the first is put into its place.
+        folder: Where to; made if it is not there.
+        prefix: What their names begin with.
+
+    Returns:
+        The files by kind, in the order asked for.
+
+    Raises:
+        RequestError: If there is no such kind, or `prefix` is no plain file name.
+        CanNotExport: If one of them can not be made of this case.
+        ScanError: If a file that the case was read from is no longer as it was.
+        OSError: If a file can not be written.
+    """
+    _check_prefix(prefix)
+    for name in kinds:
+        if name not in _KINDS:
+            raise RequestError(f"export: expected one of {', '.join(_KINDS)}, got {name!r}")
+        if (refusal := _KINDS[name].refusal(case)) is not None:
+            raise CanNotExport(f"{name}: {refusal}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lungstreams-", dir=folder) as staging:
+        made = {name: kind.write(case, Path(staging), prefix) for name, kind in _KINDS.items() if name in kinds}
+        placed = {name: tuple(path.replace(folder / path.name) for path in paths) for name, paths in made.items()}
+    return {name: placed[name] for name in dict.fromkeys(kinds)}
+
+
+def _check_prefix(prefix: str) -> None:
+    plain = prefix and prefix == Path(prefix).name and "\0" not in prefix and "\\" not in prefix
+    if not plain or prefix in (".", ".."):
+        raise RequestError("prefix: expected the beginning of a file name, got an empty one or a path")
