@@ -91,7 +91,8 @@ class StudyReading:
             self._lungs = find_lungs(self.volume)
         started_s = time.monotonic() - self._latency_ms / 1000
         try:
-            for index in range(len(self._slices), len(self)):
+            # Counted anew each time: another loop over the same reading may have gone on in between.
+            while (index := len(self._slices)) < len(self):
                 for ahead in range(index + len(self._waiting), min(index + self._in_flight, len(self))):
                     self._waiting.append((ahead, self._send(ahead)))
                 read, future = self._waiting.popleft()
@@ -107,7 +108,7 @@ class StudyReading:
             self._waiting.pop()[1].cancel()
 
     def report(self) -> StudyReport:
-        """What is known of the slices that were read.
+        """What is known of the slices that were read; it stays as it is when the reading goes on.
 
         Raises:
             ServerMismatch: If none was.
@@ -117,7 +118,7 @@ class StudyReading:
             spacing_mm=self.volume.spacing_mm,
             problems=self.volume.problems,
             slices=tuple(self._slices),
-            masks={stream: mask if stream in self._ran else None for stream, mask in self._masks.items()},
+            masks={stream: mask.copy() if stream in self._ran else None for stream, mask in self._masks.items()},
             burden=self._burden(),
             thresholds=self._thresholds,
             models=dict(self._models),

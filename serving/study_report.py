@@ -20,7 +20,7 @@ from serving.burden import Burden
 from serving.errors import ServerMismatch
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.mask_stacks import MaskStack
-from serving.results import CaseReport, StageStatus
+from serving.results import STATUS_NAMES, CaseReport, StageStatus
 
 LUNG_SHARE: Final = 0.2
 """A slice counts for the study's summary if its lungs have at least this part of the largest slice's."""
@@ -129,6 +129,12 @@ class StudyReport:
         return -negative, p
 
     @property
+    def status(self) -> dict[str, StageStatus]:
+        """Of stage 2 and of each stream: ``ran`` if it ran on any slice that was read."""
+        ran = {name for one in self.slices for name, status in one.status.items() if status == "ran"}
+        return {name: "ran" if name in ran else "not_run" for name in STATUS_NAMES}
+
+    @property
     def area_fraction(self) -> dict[str, float | None]:
         """By stream, the marked part of all voxels that were read; None where it ran on no slice."""
         return {stream: None if mask is None else self._marked(stream) for stream, mask in self.masks.items()}
@@ -143,6 +149,7 @@ class StudyReport:
             "diagnosis": self.diagnosis,
             "manifestations": self.manifestations,
             "area_fraction": self.area_fraction,
+            "status": self.status,
             "thresholds": dict(self.thresholds),
             "models": dict(self.models),
             "latency_ms": self.latency_ms,
