@@ -182,11 +182,19 @@ def _launch(url: str, host: str, port: int) -> None:
     epilog=examples(
         "lungstreams predict scan.dcm",
         "lungstreams predict *.png --modality ct --threshold ground_glass=0.3 --out masks",
-        "lungstreams predict scans/* --json > cases.jsonl",
+        "lungstreams predict study.nii.gz --out masks --export pdf",
+        "lungstreams predict series.zip --list-series",
+        "lungstreams predict series.zip --series 1 --json",
+        "lungstreams predict scans --out results",
     )
 )
 def predict(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JPEG or DICOM files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Scans (PNG, JPEG, DICOM), CT studies (NIfTI, multi-frame DICOM, zip), or folders."
+        ),
+    ],
     url: Url = None,
     modality: Annotated[str, typer.Option(metavar="auto|ct|xray", help="What the scans are.")] = "auto",
     threshold: Annotated[
@@ -197,27 +205,53 @@ def predict(
             "pleural_effusion (the streams). May be given several times.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: one object a file.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the masks there, as PNG.")] = None,
+    series: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Read series N of a zip or folder as one study.", show_default=False),
+    ] = None,
+    list_series: Annotated[
+        bool, typer.Option("--list-series", help="List the DICOM series of zips and folders, and read none.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: one object a case.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write masks there; of folders also cases.jsonl and cases.csv.")
+    ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Also write each case to --out as json, csv, overlay, nifti, seg, sr or pdf. May be given several "
+            "times.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Leave out what an earlier run over the same folder has done.")] = True,
 ) -> None:
     """Ask the server for each scan and show what it says.
 
-    Exit code 0 if every file was read, 1 if some could not be (the others are done), 2 if nothing could be asked.
-    Masks are palette images at the scan's own size whose pixel values are class ids.
+    Every file that is named is a case of its own. A zip of several series needs --series. A folder is searched
+    through, without links and hidden files: CT slices of one series are one case, files that are no scans are left out.
+    With --out a run that was stopped, or killed, goes on when it is given again; what changed since is done again.
+
+    Masks are at the scan's own size, their values are class ids: palette PNG for a scan; for a study NIfTI on its own
+    voxels, or a folder of PNG where slices are not equally far apart.
+
+    Exit code 0 if everything was read, 1 if some could not be (the others are done), 2 if nothing could be asked, 130
+    if it was stopped.
     """
-    from lungstreams.masks import MaskFolder
-    from lungstreams.predicting import parse_modality, parse_thresholds, predict_files
+    from lungstreams import predicting
+    from lungstreams.reading import Ask
     from serving.client import DEFAULT_URL
 
-    code = predict_files(
-        files,
-        url or DEFAULT_URL,
-        parse_modality(modality),
-        parse_thresholds(threshold or []),
-        as_json=as_json,
-        masks=MaskFolder(out) if out is not None else None,
+    if list_series:
+        raise typer.Exit(predicting.list_series(files))
+    ask = Ask(
+        predicting.parse_modality(modality),
+        predicting.parse_thresholds(threshold or []),
+        series,
+        predicting.parse_exports(export or [], out),
     )
-    raise typer.Exit(code)
+    output = predicting.Output(as_json, out, resume)
+    raise typer.Exit(predicting.predict_files(files, url or DEFAULT_URL, ask, output))
 
 
 @repository_app.command("check", epilog=examples("lungstreams repository check"))

@@ -1,4 +1,4 @@
-"""Masks as PNG files that look right in a viewer and read back as class ids."""
+"""Masks as files that look right in a viewer and read back as class ids: PNG for a scan, NIfTI or PNGs for a study."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from serving.labels import ALL_STREAM, MANIFESTATIONS, STREAMS
+from serving import exports
+from serving.labels import ALL_STREAM, MANIFESTATIONS, STREAM_NAMES, STREAMS
 from serving.results import CaseReport
+from serving.study_report import StudyReport
 
 _BACKGROUND_RGB = (0, 0, 0)
 
 
 class MaskFolder:
-    """Writes masks of many cases into one folder, as ``<stem>.<stream>.png``.
-
-    Files of one run that have the same stem get ``<stem>.2.<stream>.png`` and so on; what an earlier run wrote is
-    written over.
+    """Writes masks of many cases below one folder, as ``<prefix>.<stream>.png`` or ``<prefix>.<stream>.nii.gz``.
 
     Args:
         folder: Made with the first mask.
@@ -28,30 +27,57 @@ class MaskFolder:
         self.folder = folder
         self._taken: set[str] = set()
 
-    def write(self, file: Path, report: CaseReport) -> dict[str, str | None]:
-        """Write a case's masks.
+    def prefix(self, stem: str) -> str:
+        """What the names of a case's files begin with: the stem, or ``<stem>.2`` where it was given out, and so on."""
+        prefix, n = stem, 1
+        while prefix in self._taken:
+            n += 1
+            prefix = f"{stem}.{n}"
+        self._taken.add(prefix)
+        return prefix
+
+    def write(self, prefix: str, report: CaseReport) -> dict[str, str | None]:
+        """Write a scan's masks, over those that are there.
 
         Returns:
             Path of each stream's PNG; None where the stream did not run.
         """
-        prefix = self._prefix(file)
         paths: dict[str, str | None] = {}
         for stream, mask in report.masks.items():
             paths[stream] = None
             if mask is not None:
                 path = self.folder / f"{prefix}.{stream}.png"
-                self.folder.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 palette_image(mask, stream).save(path)
                 paths[stream] = str(path)
         return paths
 
-    def _prefix(self, file: Path) -> str:
-        prefix, n = file.stem, 1
-        while prefix in self._taken:
-            n += 1
-            prefix = f"{file.stem}.{n}"
-        self._taken.add(prefix)
-        return prefix
+    def write_study(self, prefix: str, case: exports.Case, report: StudyReport) -> dict[str, str | None]:
+        """Write a study's masks, over those that are there.
+
+        Args:
+            prefix: See `prefix`.
+            case: The study.
+            report: What was said of it.
+
+        Returns:
+            Path of each stream's NIfTI file on the study's own voxels; of a folder with a PNG a slice, named by its
+            index, where the study has no such grid; None where the stream did not run.
+        """
+        paths: dict[str, str | None] = dict.fromkeys(STREAM_NAMES)
+        if "nifti" in exports.possible(case):
+            place = self.folder / prefix
+            for path in exports.write(case, ["nifti"], place.parent, place.name)["nifti"]:
+                paths[path.name.removesuffix(".nii.gz").rpartition(".")[2]] = str(path)
+            return paths
+        for stream, masks in report.masks.items():
+            if masks is not None:
+                folder = self.folder / f"{prefix}.{stream}"
+                folder.mkdir(parents=True, exist_ok=True)
+                for one in report.slices:
+                    palette_image(masks.slice(one.index), stream).save(folder / f"{one.index:04d}.png")
+                paths[stream] = str(folder)
+        return paths
 
 
 def palette_image(mask: UInt8[np.ndarray, "h w"], stream: str) -> Image.Image:

@@ -1,27 +1,45 @@
-"""``lungstreams predict``: files in, a line of JSON or a table for each out."""
+"""``lungstreams predict``: files and folders in, a line of JSON or a table for each case out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
-
-from lungstreams.console import EXIT_SOME_FAILED, RESEARCH_ONLY, complain, err, out
+from lungstreams.cases import CaseResult, failed_case
+from lungstreams.console import EXIT_SOME_FAILED, complain, fail, out, stopped_by_signals
+from lungstreams.ledger import LINES_NAME, TABLE_NAME, Ledger, fingerprint
 from lungstreams.masks import MaskFolder
+from lungstreams.progress import Bars
+from lungstreams.reading import Ask, Reader
+from lungstreams.sources import Listing, Source, list_sources
+from lungstreams.tables import table_of
+from serving import exports, pipeline
 from serving.client import PipelineClient
-from serving.errors import InferenceFailed, LungstreamsError, RequestError, ScanError, ScanTooLarge, ServerUnreachable
-from serving.labels import DIAGNOSES, MANIFESTATIONS, REQUESTED_MODALITIES, STREAM_NAMES, STREAMS, RequestedModality
-from serving.limits import MAX_FILE_BYTES
-from serving.results import CaseReport, resolve_thresholds
+from serving.errors import RequestError, ScanError, ServerUnreachable
+from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.results import resolve_thresholds
+from serving.series import read_study
 
-_STATUS_TEXT: Final = {"ran": "", "not_run": "not run", "not_applicable": "not applicable"}
-# What is wrong with one file; anything else is wrong with all of them.
-_OF_ONE_FILE: Final = (ScanError, RequestError, InferenceFailed, OSError)
+EXIT_STOPPED: Final = 130
+MASKS_NAME: Final = "masks"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how cases are written.
+
+    Attributes:
+        as_json: Lines of JSON on standard output in the place of tables.
+        folder: Of masks and exports, and of a batch's record; None for none.
+        resume: Whether a batch goes on from its record.
+    """
+
+    as_json: bool = False
+    folder: Path | None = None
+    resume: bool = True
 
 
 def parse_thresholds(given: Sequence[str]) -> dict[str, float]:
@@ -55,107 +73,140 @@ def parse_modality(given: str) -> RequestedModality:
     raise RequestError(f"modality: expected one of {', '.join(REQUESTED_MODALITIES)}, got {given!r}")
 
 
-def predict_files(
-    files: Sequence[Path],
-    url: str,
-    modality: RequestedModality,
-    thresholds: Mapping[str, float],
-    *,
-    as_json: bool,
-    masks: MaskFolder | None,
-) -> int:
-    """Ask for each file and write what came: the exit code.
+def parse_exports(given: Sequence[str], folder: Path | None) -> tuple[str, ...]:
+    """Kinds of exports by their names.
 
     Raises:
+        RequestError: If there is no such kind, or no folder for them.
+    """
+    for kind in given:
+        if kind not in exports.KINDS:
+            raise RequestError(f"export: expected one of {', '.join(exports.KINDS)}, got {kind!r}")
+    if given and folder is None:
+        raise RequestError("--export: expected a folder to write to, got none: add --out DIR")
+    return tuple(dict.fromkeys(given))
+
+
+def list_series(given: Sequence[Path]) -> int:
+    """Write the series of each archive and folder, with the number that ``--series`` takes: the exit code."""
+    failed = False
+    for path in given:
+        try:
+            study = read_study(path)
+        except ScanError as error:
+            failed = True
+            complain(f"{path}: {type(error).__name__}: {error}")
+            continue
+        out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        for number, series in enumerate(study.series):
+            out.print(f"  {number}: {series.summary}", markup=False, highlight=False, soft_wrap=True)
+        for left in study.left_out:
+            out.print(f"  not read: {left.files:,} x {left.why}", markup=False, highlight=False, soft_wrap=True)
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output) -> int:
+    """Ask for each file and each scan of each folder, and write what came: the exit code.
+
+    Raises:
+        RequestError: If there is nothing to read, or another run writes to the folder.
         ServerError: If the server can not be asked at all.
     """
-    failed = False
-    with PipelineClient(url) as client:
+    code = EXIT_STOPPED
+    with stopped_by_signals(), PipelineClient(url) as client:
         try:
             client.check()
         except ServerUnreachable as error:
             raise ServerUnreachable(
                 f"{error}; start a server with `lungstreams serve`, or name one with --url"
             ) from error
-        for file in _progress(files):
+        listing = list_sources(given, ask.series, output.folder)
+        run = _Run(client, ask, output)
+        code = run.batch(listing) if listing.folders else run.by_hand(listing)
+    return code
+
+
+class _Run:
+    def __init__(self, client: PipelineClient, ask: Ask, output: Output) -> None:
+        self._client = client
+        self._ask = ask
+        self._output = output
+        self._outcomes: Counter[bool] = Counter()
+
+    def by_hand(self, listing: Listing) -> int:
+        masks = MaskFolder(self._output.folder) if self._output.folder is not None else None
+        with Bars(len(listing.sources)) as bars:
+            reader = Reader(self._client, self._ask, masks, slices=bars.slices)
+            for _, cases in reader.read(listing.sources):
+                bars.done()
+                self._write(cases, bars, in_short=False)
+        return EXIT_SOME_FAILED if self._outcomes[True] else 0
+
+    def batch(self, listing: Listing) -> int:
+        unread = [failed_case(str(error.filename), error) for error in listing.unread]
+        with Bars(len(listing.sources)) as bars:
+            self._write(unread, bars, in_short=True)
             try:
-                report = client.predict(_read(file), modality, thresholds)
-                paths = masks.write(file, report) if masks is not None else dict.fromkeys(STREAM_NAMES)
-            except _OF_ONE_FILE as error:
-                failed = True
-                _write_error(file, error, as_json=as_json)
-                continue
-            if as_json:
-                _write_line(case_json(file, report, paths))
-            else:
-                _write_table(file, report, paths)
-    return EXIT_SOME_FAILED if failed else 0
+                earlier = self._batch(listing, bars)
+            except KeyboardInterrupt:
+                with bars.above():
+                    complain(f"stopped; {self._outcomes.total():,} cases were done and are kept")
+                raise
+        self._outcomes.update(earlier)
+        self._summary(listing, earlier)
+        return EXIT_SOME_FAILED if self._outcomes[True] else 0
 
+    def _batch(self, listing: Listing, bars: Bars) -> Counter[bool]:
+        folder = self._output.folder
+        if folder is None:
+            self._read(listing.sources, None, None, bars)
+            return Counter()
+        asked = {
+            "modality": self._ask.modality,
+            "thresholds": resolve_thresholds(self._ask.thresholds),
+            "exports": sorted(self._ask.exports),
+            "models": self._client.versions(),
+        }
+        wanted = {source.name: fingerprint(source, asked) for source in listing.sources}
+        with Ledger(folder, wanted, listing.folders, resume=self._output.resume) as ledger:
+            bars.done(len(ledger.done))
+            left = (source for source in listing.sources if source.name not in ledger.done)
+            self._read(left, MaskFolder(folder / MASKS_NAME), ledger, bars)
+            return ledger.outcomes
 
-def case_json(file: Path, report: CaseReport, masks: Mapping[str, str | None]) -> dict[str, object]:
-    """One case as ``--json`` writes it; stable, users script against it."""
-    everything = report.to_json()
-    return {
-        "file": str(file),
-        "modality": report.modality,
-        "diagnosis": everything["diagnosis"],
-        "manifestations": everything["manifestations"],
-        "masks": dict(masks),
-        "area_fraction": everything["area_fraction"],
-        "status": everything["status"],
-        "models": everything["models"],
-        "latency_ms": round(report.latency_ms, 3),
-    }
+    def _read(self, sources: Iterable[Source], masks: MaskFolder | None, ledger: Ledger | None, bars: Bars) -> None:
+        reader = Reader(self._client, self._ask, masks, in_flight=pipeline.MAX_BATCH_SIZE, slices=bars.slices)
+        for source, cases in reader.read(sources):
+            if ledger is not None:
+                try:
+                    ledger.add(source, cases)
+                except OSError as error:
+                    fail(f"--out: {ledger.folder} can not be written: {error.strerror or error}")
+            bars.done()
+            self._write(cases, bars, in_short=True)
 
+    def _write(self, cases: Sequence[CaseResult], bars: Bars, *, in_short: bool) -> None:
+        self._outcomes.update(case.failed for case in cases)
+        with bars.above():
+            for case in cases:
+                if self._output.as_json:
+                    out.file.write(f"{case.line}\n")
+                    out.file.flush()
+                    continue
+                if "error" not in case.data and in_short:
+                    out.print(case.sentence, markup=False, highlight=False, soft_wrap=True)
+                elif "error" not in case.data:
+                    out.print(table_of(case))
+                for complaint in case.complaints:
+                    complain(complaint)
 
-def _progress(files: Sequence[Path]) -> Iterator[Path]:
-    # Where the cases themselves go to a terminal, they show how far it is, and a bar would run through them.
-    wanted = len(files) > 1 and err.is_terminal and not out.is_terminal
-    yield from track(files, "Reading scans", console=err, transient=True) if wanted else files
-
-
-def _read(file: Path) -> bytes:
-    # Held against the limit before reading: nobody wants a disk image in memory to be told that it is too large.
-    size = file.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
-    return file.read_bytes()
-
-
-def _write_line(data: Mapping[str, object]) -> None:
-    out.file.write(f"{json.dumps(data, allow_nan=False)}\n")
-    out.file.flush()
-
-
-def _write_error(file: Path, error: LungstreamsError | OSError, *, as_json: bool) -> None:
-    message = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    if as_json:
-        _write_line({"file": str(file), "error": {"type": type(error).__name__, "message": message}})
-    else:
-        complain(f"{file}: {type(error).__name__}: {message}")
-
-
-def _write_table(file: Path, report: CaseReport, masks: Mapping[str, str | None]) -> None:
-    height, width = report.size_hw
-    table = Table(
-        title=escape(str(file)),
-        caption=f"{report.modality}, {width} x {height} pixels, {report.latency_ms:.0f} ms. {RESEARCH_ONLY}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for heading, justify in (("", "left"), ("probability", "right"), ("area", "right"), ("mask", "left")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
-    for label in DIAGNOSES:
-        table.add_row(label.title, f"{report.diagnosis[label.name]:.1%}", "", "")
-    table.add_section()
-    scores = {label.name: report.manifestations[label.name] for label in MANIFESTATIONS}
-    for label in (*MANIFESTATIONS, *(stream for stream in STREAMS if stream.name not in scores)):
-        score, area = scores.get(label.name), report.area_fraction[label.name]
-        stage_2 = _STATUS_TEXT[report.status["manifestations"]] if label.name in scores else ""
-        table.add_row(
-            label.title,
-            stage_2 if score is None else f"{score:.1%}",
-            _STATUS_TEXT[report.status[label.name]] if area is None else f"{area:.2%}",
-            escape(masks[label.name] or ""),
-        )
-    out.print(table)
+    def _summary(self, listing: Listing, earlier: Counter[bool]) -> None:
+        total, failed = self._outcomes.total(), self._outcomes[True]
+        said = [f"cases: {total:,}, failed: {failed:,}"]
+        if earlier.total():
+            said.append(f"done by an earlier run: {earlier.total():,}")
+        if listing.left_out:
+            said.append(f"files left out, which are no scans: {listing.left_out:,}")
+        if self._output.folder is not None:
+            said.append(f"see {self._output.folder / TABLE_NAME} and {LINES_NAME}")
+        complain("; ".join(said))

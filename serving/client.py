@@ -204,6 +204,18 @@ class PipelineClient:
         except InferenceServerException as fault:
             raise self._error(fault) from fault
 
+    def versions(self) -> dict[str, str]:
+        """The newest loaded version of each model: what a request gets.
+
+        Raises:
+            ServerUnreachable: If nothing answers at the address.
+        """
+        try:
+            loaded = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
+        except InferenceServerException as fault:
+            raise self._error(fault) from fault
+        return statistics.versions(loaded, loaded, pipeline.MODEL_NAMES)
+
     def _error(self, fault: InferenceServerException) -> ServerError:
         return wire.translate(fault, self.url, timeout_s=_ADMIN_TIMEOUT_S, inferring=False)
 

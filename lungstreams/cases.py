@@ -1,0 +1,150 @@
+"""One case as ``lungstreams predict`` gives it: the object of ``--json``, and what people read of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from serving.burden import INFECTED
+from serving.errors import AmbiguousStudy, LungstreamsError
+from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAM_NAMES
+from serving.results import CaseReport
+from serving.series import LeftOut
+from serving.study_report import StudyReport
+
+_AT_THE_TOP: Final = ("modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms")
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """What came of a case.
+
+    Attributes:
+        data: As ``--json`` writes it; stable, users script against it.
+        caption: What else a table says below it.
+    """
+
+    data: Mapping[str, Any]
+    caption: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file, or the folder of a series."""
+        return str(self.data["file"])
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that was asked for was not done."""
+        return "error" in self.data or "export_errors" in self.data
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """A line for each thing that was not done."""
+        if "error" in self.data:
+            return (f"{self.name}: {self.data['error']['type']}: {self.data['error']['message']}",)
+        return tuple(f"{self.name}: CanNotExport: {why}" for why in self.data.get("export_errors", {}).values())
+
+    @property
+    def line(self) -> str:
+        """The object as a line of JSON."""
+        return json.dumps(self.data, allow_nan=False)
+
+    @property
+    def sentence(self) -> str:
+        """The case in one line for people."""
+        diagnosis = max(DIAGNOSES, key=lambda label: self.data["diagnosis"][label.name])
+        said = [f"{diagnosis.title} {self.data['diagnosis'][diagnosis.name]:.0%}"]
+        for label in MANIFESTATIONS:
+            if (score := self.data["manifestations"][label.name]) is not None:
+                said.append(f"{label.title.lower()} {score:.0%}")
+        if "study" in self.data:
+            said.extend(burden_words(self.data["study"]["burden"]))
+        return f"{self.name}: {self.data['modality']}, {', '.join(said)}"
+
+
+def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) -> CaseResult:
+    """The case of a single scan.
+
+    Args:
+        name: Its file, as the user named it.
+        report: What was said of it.
+        masks: By stream, the mask's file.
+    """
+    height, width = report.size_hw
+    caption = f"{report.modality}, {width} x {height} pixels, {report.latency_ms:.0f} ms."
+    return CaseResult(_top(name, report.to_json(), masks), caption)
+
+
+def study_case(
+    name: str,
+    report: StudyReport,
+    masks: Mapping[str, str | None],
+    series: str | None = None,
+    left_out: Sequence[LeftOut] = (),
+) -> CaseResult:
+    """The case of a study.
+
+    Args:
+        name: Its file or folder, as the user named it.
+        report: What was said of it.
+        masks: By stream, the mask's file, or the folder of its slices.
+        series: `serving.series.Series.summary` of a DICOM series.
+        left_out: Files that were not read.
+    """
+    everything = report.to_json()
+    study: dict[str, Any] = {
+        "series": series,
+        "left_out": [{"files": one.files, "why": one.why} for one in left_out],
+        **{key: value for key, value in everything.items() if key not in _AT_THE_TOP},
+    }
+    slices, height, width = report.shape
+    apart = "" if report.spacing_mm is None else f", {' x '.join(f'{mm:.2f}' for mm in report.spacing_mm)} mm apart"
+    said = [
+        f"{everything['modality']}, {slices} slices of {width} x {height} pixels{apart},"
+        f" {report.latency_ms / 1000:.1f} s.",
+        f"The probabilities are of {len(report.counted)} slices that show enough lung.",
+        *(f"Note: {problem}." for problem in report.problems),
+        *(f"Not read: {one.files} file(s): {one.why}." for one in left_out),
+    ]
+    return CaseResult({**_top(name, everything, masks), "study": study}, " ".join(said))
+
+
+def failed_case(name: str, error: LungstreamsError | OSError) -> CaseResult:
+    """The case of what could not be read."""
+    message = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    said: dict[str, Any] = {"type": type(error).__name__, "message": message}
+    if isinstance(error, AmbiguousStudy):
+        said["choices"] = list(error.choices)
+    return CaseResult({"file": name, "error": said})
+
+
+def burden_words(burden: Mapping[str, Any]) -> tuple[str, ...]:
+    """How much of the lungs is marked, in words; none where nobody looked or there is no lung."""
+    if INFECTED not in burden["found"]:
+        return ()
+    sides = burden["found"][INFECTED]
+    if sides["both"]["percent"] is None:
+        return ("no lung was found",)
+    each = ", ".join(
+        f"{side} {sides[side]['percent']:.1f} %" for side in ("right", "left") if sides[side]["percent"] is not None
+    )
+    volume = ""
+    if sides["both"]["ml"] is not None:
+        volume = f", {sides['both']['ml']:,.0f} ml of {burden['lung']['both']['ml']:,.0f} ml"
+    return (f"{sides['both']['percent']:.1f} % of the lungs are marked ({each}{volume})",)
+
+
+def _top(name: str, everything: Mapping[str, Any], masks: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "file": name,
+        "modality": everything["modality"],
+        "diagnosis": everything["diagnosis"],
+        "manifestations": everything["manifestations"],
+        "masks": {stream: masks.get(stream) for stream in STREAM_NAMES},
+        "area_fraction": everything["area_fraction"],
+        "status": everything["status"],
+        "models": everything["models"],
+        "latency_ms": round(everything["latency_ms"], 3),
+    }

@@ -1,0 +1,54 @@
+"""A case as a row of ``cases.csv``: what a spreadsheet wants of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from serving.burden import FINDING_NAMES, SIDE_NAMES
+from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
+from serving.results import STATUS_NAMES
+
+_BURDEN: Final = tuple(f"{name}_{side}_percent" for name in FINDING_NAMES for side in SIDE_NAMES)
+COLUMNS: Final = (
+    *("file", "error", "message", "modality"),
+    *(f"p_{name}" for name in (*DIAGNOSIS_NAMES, *MANIFESTATION_NAMES)),
+    *(f"status_{name}" for name in STATUS_NAMES),
+    *(f"area_fraction_{name}" for name in STREAM_NAMES),
+    *("series", "slices", "complete", "problems", "lung_ml"),
+    *(f"{name}_ml" for name in FINDING_NAMES),
+    *_BURDEN,
+    *(f"mask_{name}" for name in STREAM_NAMES),
+    "latency_ms",
+)
+"""In their order. Empty is what was not said: a stage that did not run, a volume that is not known."""
+
+
+def row_of(data: Mapping[str, Any]) -> dict[str, object]:
+    """The row of a case.
+
+    Args:
+        data: As ``--json`` writes it.
+
+    Returns:
+        By column; what is left out is empty.
+    """
+    row: dict[str, object] = {"file": data["file"]}
+    if "error" in data:
+        return {**row, "error": data["error"]["type"], "message": " ".join(data["error"]["message"].split())}
+    row |= {"modality": data["modality"], "latency_ms": data["latency_ms"]}
+    row |= {f"p_{name}": p for part in ("diagnosis", "manifestations") for name, p in data[part].items()}
+    for column, part in (("status", "status"), ("area_fraction", "area_fraction"), ("mask", "masks")):
+        row |= {f"{column}_{name}": value for name, value in data[part].items()}
+    if "study" in data:
+        row |= dict(_study(data["study"]))
+    return row
+
+
+def _study(study: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    yield from (("series", study["series"]), ("slices", study["shape"][0]), ("complete", study["complete"]))
+    yield "problems", "; ".join(study["problems"])
+    yield "lung_ml", study["burden"]["lung"]["both"]["ml"]
+    for name, sides in study["burden"]["found"].items():
+        yield f"{name}_ml", sides["both"]["ml"]
+        yield from ((f"{name}_{side}_percent", amount["percent"]) for side, amount in sides.items())

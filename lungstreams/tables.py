@@ -1,0 +1,70 @@
+"""A case as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from lungstreams.cases import CaseResult, burden_words
+from lungstreams.console import RESEARCH_ONLY
+from serving.labels import DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAMS
+
+_STATUS_TEXT: Final = {"ran": "", "not_run": "not run", "not_applicable": "not applicable"}
+
+
+def table_of(case: CaseResult) -> Table:
+    """The table of a case that was read."""
+    data = case.data
+    words = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in _words(data)]
+    table = Table(
+        title=escape(case.name),
+        caption=escape(" ".join([*words, case.caption, RESEARCH_ONLY])),
+        title_justify="left",
+        caption_justify="left",
+    )
+    headings = ("ml", "of lung", "right", "left") if "study" in data else ("area",)
+    for heading in ("", "probability", *headings, "mask"):
+        table.add_column(heading, justify="left" if heading in ("", "mask") else "right", overflow="fold")
+    empty = [""] * (len(headings) + 1)
+    for label in DIAGNOSES:
+        table.add_row(label.title, f"{data['diagnosis'][label.name]:.1%}", *empty)
+    table.add_section()
+    for label in (*MANIFESTATIONS, *(stream for stream in STREAMS if stream.name not in MANIFESTATION_NAMES)):
+        table.add_row(label.title, _score(data, label.name), *_amounts(data, label.name), _mask(data, label.name))
+    return table
+
+
+def _words(data: Mapping[str, Any]) -> Iterable[str]:
+    return burden_words(data["study"]["burden"]) if "study" in data else ()
+
+
+def _score(data: Mapping[str, Any], name: str) -> str:
+    if name not in data["manifestations"]:
+        return ""
+    score = data["manifestations"][name]
+    return _STATUS_TEXT[data["status"]["manifestations"]] if score is None else f"{score:.1%}"
+
+
+def _amounts(data: Mapping[str, Any], name: str) -> Iterable[str]:
+    area = data["area_fraction"][name]
+    if area is None:
+        text = _STATUS_TEXT[data["status"][name]]
+        return (text, "", "", "") if "study" in data else (text,)
+    if "study" not in data:
+        return (f"{area:.2%}",)
+    sides = data["study"]["burden"]["found"].get(name)
+    if sides is None:
+        return ("", "", "", "")
+    ml = sides["both"]["ml"]
+    return ("" if ml is None else f"{ml:,.0f}", *(_percent(sides[side]) for side in ("both", "right", "left")))
+
+
+def _percent(amount: Mapping[str, Any]) -> str:
+    return "" if amount["percent"] is None else f"{amount['percent']:.1f} %"
+
+
+def _mask(data: Mapping[str, Any], name: str) -> str:
+    return escape(data["masks"][name] or "")
