@@ -35,6 +35,11 @@ class CaseResult:
         return str(self.data["file"])
 
     @property
+    def title(self) -> str:
+        """`name` as a terminal can show it: names of files need not be UTF-8."""
+        return self.name.encode(errors="backslashreplace").decode()
+
+    @property
     def failed(self) -> bool:
         """Whether something that was asked for was not done."""
         return "error" in self.data or "export_errors" in self.data
@@ -43,8 +48,8 @@ class CaseResult:
     def complaints(self) -> tuple[str, ...]:
         """A line for each thing that was not done."""
         if "error" in self.data:
-            return (f"{self.name}: {self.data['error']['type']}: {self.data['error']['message']}",)
-        return tuple(f"{self.name}: CanNotExport: {why}" for why in self.data.get("export_errors", {}).values())
+            return (f"{self.title}: {self.data['error']['type']}: {self.data['error']['message']}",)
+        return tuple(f"{self.title}: CanNotExport: {why}" for why in self.data.get("export_errors", {}).values())
 
     @property
     def line(self) -> str:
@@ -61,7 +66,7 @@ class CaseResult:
                 said.append(f"{label.title.lower()} {score:.0%}")
         if "study" in self.data:
             said.extend(burden_words(self.data["study"]["burden"]))
-        return f"{self.name}: {self.data['modality']}, {', '.join(said)}"
+        return f"{self.title}: {self.data['modality']}, {', '.join(said)}"
 
 
 def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) -> CaseResult:

@@ -20,7 +20,7 @@ def table_of(case: CaseResult) -> Table:
     data = case.data
     words = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in _words(data)]
     table = Table(
-        title=escape(case.name),
+        title=escape(case.title),
         caption=escape(" ".join([*words, case.caption, RESEARCH_ONLY])),
         title_justify="left",
         caption_justify="left",
@@ -67,4 +67,4 @@ def _percent(amount: Mapping[str, Any]) -> str:
 
 
 def _mask(data: Mapping[str, Any], name: str) -> str:
-    return escape(data["masks"][name] or "")
+    return escape((data["masks"][name] or "").encode(errors="backslashreplace").decode())

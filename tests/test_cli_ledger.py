@@ -153,6 +153,7 @@ def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
         ledger.add(source(name), [case(name)])
     assert done(tmp_path, {name: "x"}) == {name}
     assert b"scans/\xff.png" in (tmp_path / "cases.csv").read_bytes()
+    assert case(name).sentence.encode().startswith(rb"scans/\udcff.png: ct, COVID-19 25%")
 
 
 def test_one_run_at_a_time_writes_to_a_folder(folder: Path) -> None:
@@ -163,7 +164,7 @@ def test_one_run_at_a_time_writes_to_a_folder(folder: Path) -> None:
 
 def test_a_folder_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match="--out: .* can not be written"):
+    with pytest.raises(RequestError, match=r"--out: .* can not be written"):
         Ledger(tmp_path / "file", WANTED)
 
 

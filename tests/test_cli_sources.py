@@ -129,7 +129,7 @@ class TestFolders:
 
     def test_a_folder_without_scans_is_refused(self, tmp_path: Path) -> None:
         write(tmp_path / "texts", notes__txt=b"hello")
-        with pytest.raises(RequestError, match="expected scans in .*texts, got none in 1 files"):
+        with pytest.raises(RequestError, match=r"expected scans in .*texts, got none in 1 files"):
             listed(tmp_path / "texts")
 
 
