@@ -83,6 +83,11 @@ class TestPredict:
         assert report.size_hw == (400, 380)
         assert report.thresholds == ALL_OPEN
 
+    def test_says_which_versions_would_answer(self, client: PipelineClient, dead_url: str) -> None:
+        assert client.versions() == dict.fromkeys([*CT_MODELS, "covid_pipeline"], "1")
+        with PipelineClient(dead_url) as lost, pytest.raises(ServerUnreachable, match="nothing answers"):
+            lost.versions()
+
     def test_says_which_versions_answered_and_how_long_each_computed(self, client: PipelineClient, ct: bytes) -> None:
         report = client.predict(ct, "ct", ALL_OPEN)
         assert dict(report.models) == dict.fromkeys([*CT_MODELS, "covid_pipeline"], "1")
