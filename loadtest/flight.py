@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from loadtest.cases import LoadCase
 from loadtest.wire import Answer, batch_inputs
 from serving.errors import InferenceFailed
-from serving.pipeline import ENSEMBLE_NAME, ENSEMBLE_OUTPUTS
+from serving.pipeline import ENSEMBLE_NAME, REPORT_OUTPUTS
 
 DRAIN_S: Final = 120.0
 """Longest wait for the answers to what was sent, in seconds. After this the server counts as hung."""
@@ -97,7 +97,7 @@ class Flight:
                 ENSEMBLE_NAME,
                 batch_inputs(case, scans),
                 callback=answered,
-                outputs=[triton.InferRequestedOutput(tensor.name) for tensor in ENSEMBLE_OUTPUTS],
+                outputs=[triton.InferRequestedOutput(tensor.name) for tensor in REPORT_OUTPUTS],
             )
         except BaseException:
             self._ended()
@@ -161,7 +161,7 @@ class Flight:
         try:
             if error is not None:
                 raise InferenceFailed(str(error))
-            arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in ENSEMBLE_OUTPUTS}
+            arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in REPORT_OUTPUTS}
             kept = keep({name: array for name, array in arrays.items() if array is not None})
         # Whatever it is belongs to whoever waits: raised here, it would vanish, and they would wait for ever.
         except Exception as fault:

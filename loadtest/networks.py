@@ -16,7 +16,7 @@ from jaxtyping import Num, UInt8
 from loadtest.cases import LoadCase
 from loadtest.raw import NETWORKS, served_version
 from loadtest.wire import Answer, is_open
-from serving.pipeline import ENSEMBLE_OUTPUTS, NOT_RUN, SCORES_INPUT, Step
+from serving.pipeline import NOT_RUN, REPORT_OUTPUTS, SCORES_INPUT, Step
 from serving.preprocessing import prepare
 from serving.repository import ONNX_NAME
 
@@ -27,7 +27,7 @@ _DTYPES: Final = {"UINT8": np.uint8, "FP32": np.float32}
 
 
 def unpack(repository: Path, folder: Path) -> dict[str, Path]:
-    """Writes the networks of a repository without their gates.
+    """Writes the networks of a repository without their gates, each with the one output that a report is made of.
 
     Args:
         repository: The model repository; of each model the version that is served.
@@ -42,6 +42,7 @@ def unpack(repository: Path, folder: Path) -> dict[str, Path]:
     """
     import onnx
 
+    from train.activation import without_activation
     from train.ungating import ungated
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def unpack(repository: Path, folder: Path) -> dict[str, Path]:
     for step in NETWORKS:
         gated = onnx.load(repository / step.model / str(served_version(repository, step.model)) / ONNX_NAME)
         files[step.model] = folder / f"{step.model}.onnx"
-        onnx.save(ungated(gated), files[step.model])
+        onnx.save(without_activation(ungated(gated)), files[step.model])
     return files
 
 
@@ -62,7 +63,7 @@ def follow(scan: bytes, case: LoadCase, call: Call) -> Answer:
         call: Runs one network.
 
     Returns:
-        All outputs of the ensemble.
+        All outputs of a report.
 
     Raises:
         ScanError: If the file can not be used.
@@ -91,9 +92,9 @@ def _scores_of(step: Step) -> str:
 
 
 def closed_answer() -> dict[str, np.ndarray[Any, Any]]:
-    """All outputs of the ensemble as they are where every gate is closed."""
+    """All outputs of a report as they are where every gate is closed."""
     values = {output_of(step): step.gate.closed_value if step.gate else 0.0 for step in NETWORKS}
     return {
         tensor.name: np.full((1, *tensor.shape), values[tensor.name], _DTYPES[tensor.dtype])
-        for tensor in ENSEMBLE_OUTPUTS
+        for tensor in REPORT_OUTPUTS
     }

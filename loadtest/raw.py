@@ -17,7 +17,7 @@ import onnxruntime as ort
 from loadtest.cases import LoadCase
 from loadtest.wire import Answer
 from serving.errors import RepositoryError
-from serving.pipeline import ENSEMBLE_OUTPUTS, GATES, IMAGE, PREPROCESS, STEPS, Step
+from serving.pipeline import GATES, IMAGE, PREPROCESS, REPORT_OUTPUTS, STEPS, Step
 from serving.preprocessing import prepare
 from serving.repository import ONNX_NAME, versions
 
@@ -72,7 +72,7 @@ class RawPipeline:
         """Runs all steps on one scan.
 
         Returns:
-            The ensemble's outputs, and each step's time in milliseconds.
+            The outputs of a report, and each step's time in milliseconds.
         """
         return self.run_batch(case, [scan])
 
@@ -80,7 +80,7 @@ class RawPipeline:
         """Runs all steps on several scans, each network on all of them at once.
 
         Returns:
-            The ensemble's outputs with a row for each scan, and each step's time in milliseconds.
+            The outputs of a report with a row for each scan, and each step's time in milliseconds.
         """
         started = time.perf_counter()
         prepared = [prepare(scan, case.modality, list(case.thresholds.values())) for scan in scans]
@@ -93,7 +93,7 @@ class RawPipeline:
             started = time.perf_counter()
             tensors |= self._run_step(step, tensors)
             times[step.model] = (time.perf_counter() - started) * 1000
-        return {tensor.name: tensors[tensor.name] for tensor in ENSEMBLE_OUTPUTS}, times
+        return {tensor.name: tensors[tensor.name] for tensor in REPORT_OUTPUTS}, times
 
     def _run_step(self, step: Step, tensors: Answer) -> dict[str, np.ndarray[Any, Any]]:
         feeds = {name: tensors[source] for name, source in step.input_map.items()}

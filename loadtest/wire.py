@@ -21,13 +21,13 @@ from serving.labels import ALL_STREAM, BACKGROUND_CLASS, MANIFESTATIONS, STREAMS
 from serving.pipeline import (
     DIAGNOSIS,
     ENSEMBLE_NAME,
-    ENSEMBLE_OUTPUTS,
     FINDINGS,
     GATES,
     MANIFESTATION_STEP,
     MODALITY,
     NEVER,
     NOT_RUN,
+    REPORT_OUTPUTS,
     SCAN,
     SEGMENTATION,
     THRESHOLDS_TENSOR,
@@ -130,8 +130,8 @@ def batch_inputs(case: LoadCase, scans: Sequence[bytes]) -> list[Any]:
     ]
 
 
-def infer(client: Any, case: LoadCase, scan: bytes, outputs: Sequence[Tensor] = ENSEMBLE_OUTPUTS) -> Answer:
-    """Sends one case and waits for outputs of the ensemble, by default for all.
+def infer(client: Any, case: LoadCase, scan: bytes, outputs: Sequence[Tensor] = REPORT_OUTPUTS) -> Answer:
+    """Sends one case and waits for outputs of the ensemble, by default for all that a report is made of.
 
     Returns:
         The outputs that came back; `check_answer` says whether these are all.
@@ -172,7 +172,7 @@ def check_answer(case: LoadCase, answer: Answer) -> None:
     Raises:
         InferenceFailed: If it does not hold; the message says what was expected.
     """
-    for tensor in ENSEMBLE_OUTPUTS:
+    for tensor in REPORT_OUTPUTS:
         _check_form(tensor, answer.get(tensor.name))
     for stream in STREAMS:
         highest = len(MANIFESTATIONS) if stream == ALL_STREAM else BACKGROUND_CLASS + 1

@@ -69,7 +69,12 @@ class PipelineClient:
         self._calls.close()
 
     def predict(
-        self, data: bytes, modality: RequestedModality = "auto", thresholds: Mapping[str, float] | None = None
+        self,
+        data: bytes,
+        modality: RequestedModality = "auto",
+        thresholds: Mapping[str, float] | None = None,
+        *,
+        explain: bool = False,
     ) -> CaseReport:
         """Send one scan and wait for its report.
 
@@ -77,6 +82,7 @@ class PipelineClient:
             data: The bytes of a PNG, JPEG or DICOM file.
             modality: What it is; ``auto`` lets the file say.
             thresholds: In `[0, 1]` by name; those left out are `pipeline.THRESHOLDS`. 0 opens a gate.
+            explain: Whether the report says which parts of the scan speak for each diagnosis: `CaseReport.activation`.
 
         Raises:
             ScanError: If the file can not be used; nothing was sent.
@@ -86,12 +92,17 @@ class PipelineClient:
             InferenceFailed: If the server refused the scan, failed, or gave no answer in time.
             ServerMismatch: If the answer is not what `serving.pipeline` says.
         """
-        return self.submit(data, modality, thresholds).result()
+        return self.submit(data, modality, thresholds, explain=explain).result()
 
     def submit(
-        self, data: bytes, modality: RequestedModality = "auto", thresholds: Mapping[str, float] | None = None
+        self,
+        data: bytes,
+        modality: RequestedModality = "auto",
+        thresholds: Mapping[str, float] | None = None,
+        *,
+        explain: bool = False,
     ) -> Future[CaseReport]:
-        """Send one scan and return at once; the future gives the report, or raises as `predict` does.
+        """Send one scan as `predict` and return at once; the future gives the report, or raises as `predict` does.
 
         A future that is cancelled gives its answer to nobody; with `cancel_on_server` it leaves the server's queue.
 
@@ -102,7 +113,7 @@ class PipelineClient:
         """
         asked = resolve_thresholds(thresholds)
         scan = decode(data, modality)
-        request = wire.request(data, scan.modality, asked)
+        request = wire.request(data, scan.modality, asked, explain=explain)
         try:
             before = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
         except InferenceServerException as fault:
@@ -246,7 +257,8 @@ class PipelineClient:
 
 
 def _tensors(answer: triton_grpc.InferResult, scan: Scan) -> dict[str, np.ndarray]:
-    names = [output.name for output in wire.wanted_outputs(scan.modality)]
+    # Asked for or not: of what was not, tritonclient has no tensor.
+    names = [output.name for output in wire.wanted_outputs(scan.modality, explain=True)]
     return {name: tensor[0] for name in names if (tensor := answer.as_numpy(name)) is not None}
 
 

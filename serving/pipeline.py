@@ -6,11 +6,11 @@
                |
           preprocess ------------------------ image, gates
                |
-          recognition ----------------------- diagnosis            stage 1
+          recognition ----------------------- diagnosis, activation   stage 1
                |  gate: P(covid19)
-         manifestations --------------------- manifestations       stage 2
+         manifestations --------------------- manifestations          stage 2
                |  gate: P(manifestation)
-          segment_<stream> x 4 -------------- mask_<stream>        stage 3
+          segment_<stream> x 4 -------------- mask_<stream>           stage 3
 
 Everything that knows the shape of the pipeline reads it from here: `serving.repository` renders the Triton
 configs, `train.export` the wire names and the gates inside the graphs, `serving.client` what it asks for, and
@@ -26,6 +26,10 @@ slices), NaN for an item that could not be read.
 of the ensemble and an input of an inner step. So a model gives the score twice: ``diagnosis`` for the caller,
 ``diagnosis_scores`` for the next gate. In the second, an item whose gate was closed reads `NOT_RUN`, which no
 threshold reaches.
+
+**Why this diagnosis.** ``activation`` is the class activation map (Zhou et al. 2016, "Learning Deep Features for
+Discriminative Localization") of each diagnosis: what each cell of the network's last grid adds to its logit. The mean
+of a map is the logit, so their softmax is ``diagnosis``. Only who wants an explanation asks for it; no step reads it.
 """
 
 from __future__ import annotations
@@ -90,11 +94,11 @@ class Step:
         stage: 0 preprocessing, 1 recognition, 2 manifestations, 3 segmentation.
         backend: Triton's backend.
         inputs: The model's own input tensors.
-        outputs: The model's own output tensors. For ONNX models the first is the caller's; a second one, if any,
-            is the copy that the next gate reads.
+        outputs: The model's own output tensors. For ONNX models the first is what the step is for.
         input_map: Model's input name -> the ensemble's tensor.
         output_map: Model's output name -> the ensemble's tensor.
         gate: When it runs; None for preprocessing.
+        scores_copy: Which of `outputs` is the copy of the first that the next gate reads, if any is.
     """
 
     model: str
@@ -105,6 +109,12 @@ class Step:
     input_map: Mapping[str, str]
     output_map: Mapping[str, str]
     gate: Gate | None = field(default=None)
+    scores_copy: Tensor | None = field(default=None)
+
+    @property
+    def answers(self) -> tuple[Tensor, ...]:
+        """What the network itself gives: `outputs` without the copy that the gate makes."""
+        return tuple(tensor for tensor in self.outputs if tensor != self.scores_copy)
 
 
 THRESHOLDS: Final[Mapping[str, float]] = MappingProxyType(
@@ -128,6 +138,14 @@ GATES = Tensor("gates", "FP32", (len(THRESHOLDS),))
 SCORES_INPUT = "scores"
 DIAGNOSIS = Tensor("diagnosis", "FP32", (len(DIAGNOSIS_NAMES),))
 DIAGNOSIS_SCORES = Tensor("diagnosis_scores", "FP32", DIAGNOSIS.shape)
+ACTIVATION_HW: Final = (6, 6)
+"""Rows and columns of the last grid of the network that ships."""
+ACTIVATION_FIRST: Final = 37.5 / 256
+"""Where the first cell of that grid looks at: the centre of its receptive field, as a part of the image's side."""
+ACTIVATION_STEP: Final = 32 / 256
+"""From one cell to the next, as a part of the side. Convolutions without padding keep the grid off the border, so it
+must not be stretched over the image: the outermost cells would be shown 0.06 of the side too far out."""
+ACTIVATION = Tensor("activation", "FP32", (len(DIAGNOSIS_NAMES), *ACTIVATION_HW))
 FINDINGS = Tensor("manifestations", "FP32", (len(MANIFESTATION_NAMES),))
 FINDINGS_SCORES = Tensor("manifestations_scores", "FP32", FINDINGS.shape)
 MASK = Tensor("mask", "UINT8", MODEL_HW)
@@ -169,10 +187,11 @@ RECOGNITION = Step(
     stage=1,
     backend="onnxruntime",
     inputs=(IMAGE, GATES),
-    outputs=(DIAGNOSIS, DIAGNOSIS_SCORES),
+    outputs=(DIAGNOSIS, DIAGNOSIS_SCORES, ACTIVATION),
     input_map=_same(IMAGE, GATES),
-    output_map=_same(DIAGNOSIS, DIAGNOSIS_SCORES),
+    output_map=_same(DIAGNOSIS, DIAGNOSIS_SCORES, ACTIVATION),
     gate=Gate(pairs=(), closed_value=float("nan")),
+    scores_copy=DIAGNOSIS_SCORES,
 )
 MANIFESTATION_STEP = Step(
     model="manifestations",
@@ -183,6 +202,7 @@ MANIFESTATION_STEP = Step(
     input_map={**_same(IMAGE, GATES), SCORES_INPUT: DIAGNOSIS_SCORES.name},
     output_map=_same(FINDINGS, FINDINGS_SCORES),
     gate=Gate(pairs=((DIAGNOSIS_NAMES.index("covid19"), THRESHOLD_NAMES.index("covid19")),), closed_value=0.0),
+    scores_copy=FINDINGS_SCORES,
 )
 SEGMENTATION: Final[tuple[Step, ...]] = tuple(
     Step(
@@ -202,11 +222,14 @@ STEPS: Final[tuple[Step, ...]] = (PREPROCESS, RECOGNITION, MANIFESTATION_STEP, *
 """The ensemble's steps, in order."""
 
 ENSEMBLE_INPUTS: Final = PREPROCESS.inputs
-ENSEMBLE_OUTPUTS: Final[tuple[Tensor, ...]] = (
+REPORT_OUTPUTS: Final[tuple[Tensor, ...]] = (
     DIAGNOSIS,
     FINDINGS,
     *(Tensor(mask_output(stream.name), MASK.dtype, MASK.shape) for stream in STREAMS),
 )
+"""What a report is made of."""
+ENSEMBLE_OUTPUTS: Final[tuple[Tensor, ...]] = (*REPORT_OUTPUTS, ACTIVATION)
+"""All that can be requested."""
 MODEL_NAMES: Final = (*(step.model for step in STEPS), ENSEMBLE_NAME)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from serving import pipeline
+from serving.activation import ActivationMaps
 from serving.errors import GeometryError, InferenceFailed, RequestError, ServerMismatch
 from serving.labels import ALL_STREAM, DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES, Modality
 from serving.scans import Scan
@@ -46,9 +47,11 @@ class CaseReport:
         stage_ms: The server's compute time by model. May lack models, and is an average over the requests that ran
             in between where others share the server.
         size_hw: Height and width of the scan in pixels.
+        activation: By diagnosis, float32 of shape `size_hw` in original space: what each place adds to the logit, see
+            `serving.activation`; drawn when it is read. None where nobody asked.
 
     Raises:
-        GeometryError: If a mask is not of the scan's size.
+        GeometryError: If a mask or map is not of the scan's size.
         ServerMismatch: If names, statuses and values do not fit together.
     """
 
@@ -63,6 +66,7 @@ class CaseReport:
     models: Mapping[str, str] = field(default_factory=dict)
     latency_ms: float = 0.0
     stage_ms: Mapping[str, float] = field(default_factory=dict)
+    activation: ActivationMaps | None = None
 
     def __post_init__(self) -> None:
         _expect_names("diagnosis", self.diagnosis, DIAGNOSIS_NAMES)
@@ -80,9 +84,11 @@ class CaseReport:
                 raise ServerMismatch(f"mask of {stream}: its presence contradicts its status {self.status[stream]!r}")
             if mask is not None and mask.shape != self.size_hw:
                 raise GeometryError(f"mask of {stream}: expected the scan's size {self.size_hw}, got {mask.shape}")
+        if self.activation is not None and self.activation.size_hw != self.size_hw:
+            raise GeometryError(f"activation: expected the scan's size {self.size_hw}, got {self.activation.size_hw}")
 
     def to_json(self) -> dict[str, object]:
-        """Everything but the masks, as what `json.dumps` takes."""
+        """Everything but the masks and maps, as what `json.dumps` takes."""
         return {
             "modality": self.modality,
             "diagnosis": dict(self.diagnosis),
@@ -111,7 +117,7 @@ def build_report(
     Args:
         scan: The scan that was sent.
         tensors: The ensemble's outputs for that case by name, without the batch axis. For an X-ray only the
-            diagnosis is needed.
+            diagnosis is needed, for any only who wants an explanation needs the activation.
         thresholds: As sent; those left out are `pipeline.THRESHOLDS`.
         models: See `CaseReport`.
         latency_ms: See `CaseReport`.
@@ -151,6 +157,7 @@ def build_report(
         models=dict(models),
         latency_ms=latency_ms,
         stage_ms=dict(stage_ms),
+        activation=_activation(tensors, scan) if pipeline.ACTIVATION.name in tensors else None,
     )
 
 
@@ -237,6 +244,10 @@ def _tensor(tensors: Mapping[str, np.ndarray], expected: pipeline.Tensor) -> np.
         got = f"{tensor.dtype} of shape {tensor.shape}"
         raise ServerMismatch(f"{expected.name}: expected {expected.dtype} of shape {expected.shape}, got {got}")
     return tensor
+
+
+def _activation(tensors: Mapping[str, np.ndarray], scan: Scan) -> ActivationMaps:
+    return ActivationMaps(_tensor(tensors, pipeline.ACTIVATION), scan.size_hw)
 
 
 def _mask_tensor(tensors: Mapping[str, np.ndarray], stream: str) -> UInt8[np.ndarray, "model_h model_w"]:

@@ -38,13 +38,14 @@ def connect(url: str) -> Any:
     return triton_grpc.InferenceServerClient(url, channel_args=_CHANNEL_ARGS)
 
 
-def wanted_outputs(modality: Modality) -> tuple[pipeline.Tensor, ...]:
-    """The ensemble's outputs that say something about a scan.
+def wanted_outputs(modality: Modality, *, explain: bool = False) -> tuple[pipeline.Tensor, ...]:
+    """The ensemble's outputs that say something about a scan, and why where that is asked for.
 
     For an X-ray this is the diagnosis alone. Its other gates are closed anyway, but Triton does not even run a step
     that nothing asks for, and sends no empty masks.
     """
-    return (pipeline.DIAGNOSIS,) if modality == "xray" else pipeline.ENSEMBLE_OUTPUTS
+    wanted = (pipeline.DIAGNOSIS,) if modality == "xray" else pipeline.REPORT_OUTPUTS
+    return (*wanted, pipeline.ACTIVATION) if explain else wanted
 
 
 def asked_models(modality: Modality) -> tuple[str, ...]:
@@ -55,13 +56,16 @@ def asked_models(modality: Modality) -> tuple[str, ...]:
     )
 
 
-def request(data: bytes, modality: Modality, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def request(
+    data: bytes, modality: Modality, thresholds: Mapping[str, float], *, explain: bool = False
+) -> dict[str, Any]:
     """The keyword arguments of tritonclient's `infer` and `async_infer` for one scan.
 
     Args:
         data: The scan's own bytes.
         modality: Of the scan, resolved.
         thresholds: All of `pipeline.THRESHOLD_NAMES`, in `[0, 1]`.
+        explain: Whether to ask for the activation maps, too.
     """
     values = {
         pipeline.SCAN.name: np.array([[data]], dtype=np.object_),
@@ -78,7 +82,9 @@ def request(data: bytes, modality: Modality, thresholds: Mapping[str, float]) ->
     return {
         "model_name": pipeline.ENSEMBLE_NAME,
         "inputs": inputs,
-        "outputs": [triton_grpc.InferRequestedOutput(tensor.name) for tensor in wanted_outputs(modality)],
+        "outputs": [
+            triton_grpc.InferRequestedOutput(tensor.name) for tensor in wanted_outputs(modality, explain=explain)
+        ],
     }
 
 

@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 
 from serving import phantom, pipeline
+from serving.activation import render_heat, restore_map
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
 from serving.scans import decode
 from serving.tritonserver import TritonServer
-from tests.toy_models import expected_mask
+from tests.toy_models import expected_activation, expected_mask
 
 COMMAND = [sys.executable, "-m", "lungstreams"]
 ALL_OPEN = [f"--threshold={name}=0" for name in pipeline.THRESHOLD_NAMES]
@@ -149,6 +150,40 @@ class TestPredictAsJson:
         written = {path.name for path in run[1].iterdir()}
         assert written == {f"{prefix}.{stream}.png" for prefix in ("slice", "slice.2") for stream in STREAM_NAMES}
         assert Path(cases_of(run[0])[2]["masks"]["all"]).name == "slice.2.all.png"
+
+
+class TestPredictWhy:
+    def test_heat_of_the_likeliest_diagnosis_is_written_and_named(
+        self, toy_triton: TritonServer, scans: Path, tmp_path: Path
+    ) -> None:
+        files = [scans / name for name in ("slice.png", "slice.dcm", "chest.jpeg", "broken.png")]
+        run = lungstreams(
+            "predict", *files, "--json", "--explain", "--out", tmp_path, LUNGSTREAMS_URL=toy_triton.grpc_url
+        )
+        *cases, broken = cases_of(run)
+        assert "explanation" not in broken
+        for case, file, stem in zip(cases, files, ("slice", "slice.2", "chest"), strict=False):
+            likeliest = max(case["diagnosis"], key=case["diagnosis"].__getitem__)
+            assert case["explanation"] == str(tmp_path / f"{stem}.why.{likeliest}.png")
+            scan = decode(file.read_bytes())
+            cells = expected_activation(preprocess(scan))[DIAGNOSIS_NAMES.index(likeliest)]
+            with Image.open(case["explanation"]) as png:
+                heat = np.asarray(png)
+            assert np.abs(heat.astype(int) - render_heat(scan.pixels, restore_map(cells, scan.size_hw))).max() <= 1
+
+    def test_there_must_be_a_place_for_the_pictures(self, scans: Path, dead_url: str) -> None:
+        run = lungstreams("predict", scans / "slice.png", "--explain", "--url", dead_url)
+        assert run.returncode == 2
+        assert "add --out DIR" in only_line(run.stderr)
+
+    def test_the_table_names_it_beside_the_likeliest(
+        self, toy_triton: TritonServer, scans: Path, tmp_path: Path
+    ) -> None:
+        url = toy_triton.grpc_url
+        run = lungstreams("predict", scans / "chest.jpeg", "--explain", "--out", tmp_path, "--url", url, COLUMNS="400")
+        (picture,) = tmp_path.iterdir()
+        assert picture.name.startswith("chest.why.")
+        assert [line for line in run.stdout.splitlines() if picture.name in line]
 
 
 class TestPredict:

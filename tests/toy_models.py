@@ -1,8 +1,9 @@
 """A repository of networks whose answers anyone can compute from the image: means of its parts.
 
 Diagnosis `i` is the mean of quadrant `i`, manifestation `i` that of the `i`-th of three vertical strips, both of the
-model's image in `[0, 1]`. A mask is 1 where the image is at least `MASK_LEVEL` and all along its first row, so one
-that ran is never empty; the one of all manifestations has 2 where it is at least `SECOND_LEVEL`.
+model's image in `[0, 1]`. The map of a diagnosis is that mean plus `SLOPE`, whose own mean is 0. A mask is 1 where the
+image is at least `MASK_LEVEL` and all along its first row, so one that ran is never empty; the one of all
+manifestations has 2 where it is at least `SECOND_LEVEL`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ SECOND_LEVEL = 192
 Regions = Sequence[tuple[slice, slice]]
 HALVES = (slice(0, 256), slice(256, 512))
 QUADRANTS: Regions = [(rows, columns) for rows in HALVES for columns in HALVES]
+SLOPE = np.linspace(-1, 1, 36, dtype=np.float32).reshape(pipeline.ACTIVATION_HW)
 STRIPS: Regions = [(slice(0, 512), columns) for columns in (slice(0, 170), slice(170, 340), slice(340, 512))]
 
 
 def expected_means(image: np.ndarray, regions: Regions) -> np.ndarray:
     """What a toy network of `means_network` answers for an image `[512, 512, 3]`."""
     return np.array([image[rows, columns].mean() / 255 for rows, columns in regions], np.float32)
+
+
+def expected_activation(image: np.ndarray) -> np.ndarray:
+    """What the toy of stage 1 answers as activation for an image `[512, 512, 3]`."""
+    return np.asarray(expected_means(image, QUADRANTS)[:, None, None] + SLOPE)
 
 
 def expected_mask(image: np.ndarray, stream: str) -> np.ndarray:
@@ -50,17 +57,17 @@ def expected_mask(image: np.ndarray, stream: str) -> np.ndarray:
     return mask
 
 
-def _model(nodes: list[onnx.NodeProto], output: onnx.ValueInfoProto, **constants: np.ndarray) -> onnx.ModelProto:
+def _model(nodes: list[onnx.NodeProto], *outputs: onnx.ValueInfoProto, **constants: np.ndarray) -> onnx.ModelProto:
     image = helper.make_tensor_value_info(pipeline.IMAGE.name, TensorProto.UINT8, ["batch", *pipeline.IMAGE.shape])
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "toy", [image], [output], initializers)
+    graph = helper.make_graph(nodes, "toy", [image], list(outputs), initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return model
 
 
-def means_network(regions: Regions) -> onnx.ModelProto:
-    """The mean of each region, `[N, len(regions)]`."""
+def means_network(regions: Regions, *, activation: bool = False) -> onnx.ModelProto:
+    """The mean of each region, `[N, len(regions)]`, and as stage 1 has it, a map of each."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["pixels", "white"], ["scaled"]),
@@ -78,8 +85,14 @@ def means_network(regions: Regions) -> onnx.ModelProto:
     del constants["axes"]
     columns_of = [f"column_{index}" for index in range(len(regions))]
     nodes.append(helper.make_node("Concat", columns_of, ["scores"], axis=1))
-    output = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", len(regions)])
-    return _model(nodes, output, **constants)
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", len(regions)])]
+    if activation:
+        constants |= {"grid": np.array([2, 3], np.int64), "slope": SLOPE}
+        nodes.append(helper.make_node("Unsqueeze", ["scores", "grid"], ["cells"]))
+        nodes.append(helper.make_node("Add", ["cells", "slope"], ["maps"]))
+        dims = ["batch", len(regions), *pipeline.ACTIVATION_HW]
+        outputs.append(helper.make_tensor_value_info("maps", TensorProto.FLOAT, dims))
+    return _model(nodes, *outputs, **constants)
 
 
 def mask_network(stream: str) -> onnx.ModelProto:
@@ -113,7 +126,7 @@ def mask_network(stream: str) -> onnx.ModelProto:
 def toy_network(step: Step) -> onnx.ModelProto:
     """The ungated toy of a step."""
     if step.stage == 1:
-        return means_network(QUADRANTS)
+        return means_network(QUADRANTS, activation=True)
     if step.stage == 2:
         return means_network(STRIPS)
     return mask_network(step.model.removeprefix(pipeline.segmentation_model("")))

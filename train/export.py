@@ -2,9 +2,9 @@
 
 ::
 
-    Keras model -- tf2onnx --> fp32 network -- quantize --> int8 network -- add_gate --> model.onnx
-                       |                          |                           |
-                  same numbers?            close enough?          same bits, wire as the step says?
+    Keras model -- tf2onnx --> fp32 network -- quantize --> int8 network -- with_activation, add_gate --> model.onnx
+                       |                          |                                    |
+                  same numbers?            close enough?                  same bits, wire as the step says?
 
 A version folder appears in one rename, after every check has passed. Until then nothing of it can be seen in the
 repository, so a server that polls the folder never loads half a model.
@@ -31,6 +31,7 @@ from serving import pipeline
 from serving.errors import ExportError
 from serving.pipeline import IMAGE, MASK, Step
 from serving.repository import versions
+from train.activation import check_activation, with_activation
 from train.gating import add_gate
 from train.parity import (
     Tolerances,
@@ -113,11 +114,44 @@ def export(
     provenance = dataclasses.replace(
         provenance, parameters=int(model.count_params()), precision=precision, parity=parity
     )
+    return publish_network(network, step, repository, provenance=provenance, golden=golden, keep=keep)
+
+
+def publish_network(
+    network: onnx.ModelProto,
+    step: Step,
+    repository: Path,
+    *,
+    provenance: Provenance,
+    golden: UInt8[np.ndarray, "n 512 512 3"],
+    keep: int | None = None,
+) -> Path:
+    """Publish a network as the next version of a step: with its activation maps, where it has any, and its gate.
+
+    Args:
+        network: One without either; its first output is what the step is for.
+        step: The step.
+        repository: The model repository.
+        provenance: Complete but for what the activation maps are checked for.
+        golden: Preprocessed scans, `[0, 255]`, at least one; what is added must not change what they are answered.
+        keep: How many versions to leave, the new one included; all by default.
+
+    Returns:
+        The new version folder.
+
+    Raises:
+        ExportError: If the network is not the step's. Nothing is published.
+        ParityError: If a check fails. Nothing is published.
+    """
+    whole = with_activation(network, step)
+    if whole is not network:
+        checked = check_activation(open_session(whole), open_session(network), golden)
+        provenance = dataclasses.replace(provenance, parity={**provenance.parity, "activation": checked})
     with _unpublished_version(repository / step.model) as folder:
-        onnx.save(add_gate(network, step), folder / MODEL_FILE)
+        onnx.save(add_gate(whole, step), folder / MODEL_FILE)
         gated = open_session(folder / MODEL_FILE)
         check_signature(gated, step)
-        check_gate(gated, open_session(network), step, golden)
+        check_gate(gated, open_session(whole), step, golden)
         (folder / FILE_NAME).write_text(provenance.to_json(), encoding="utf-8")
         version = _publish(folder)
     if keep is not None:

@@ -8,7 +8,7 @@ r"""The gate that a published graph carries: an ONNX ``If`` around the network.
       |        |
       |     If any open ---- else: closed_value everywhere
       |        | then
-      +---> gather open items -> network -> scatter into closed_value
+      +---> gather open items -> network -> scatter each of its answers into closed_value
 
 Only operators whose definition is the same in opsets 16 to 21 are used, so that a graph loads wherever its network
 does: in our ONNX Runtime and in the older one of NVIDIA's container.
@@ -16,6 +16,7 @@ does: in our ONNX Runtime and in the older one of NVIDIA's container.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ _NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype(np.uint8), "
 INNER: Final = "network/"
 """Before every name of the network inside of a gate."""
 SCATTER_NAME: Final = "gate/scatter"
-"""The last node of the branch that runs the network."""
+"""Begins the names of the last nodes of the branch that runs the network, one for each of its answers."""
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 
 
@@ -44,8 +45,8 @@ def add_gate(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
     """Wrap a network into the graph that is published for a step.
 
     Args:
-        network: ``image`` UINT8 `[N, 512, 512, 3]` in, one tensor of the shape and type of the step's first output
-            out, N dynamic.
+        network: ``image`` UINT8 `[N, 512, 512, 3]` in, tensors of the shapes and types of the step's `answers` out,
+            in their order, N dynamic.
         step: Whose wire names and gate the result gets.
 
     Returns:
@@ -60,21 +61,18 @@ def add_gate(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
         raise ExportError(f"expected a step with a gate, got {step.model!r}")
     opset = _check_network(network, step)
     inner = onnx.compose.add_prefix(network, INNER)
-    wire = step.outputs[0]
-    nodes = [*_open_items(step.gate), *_filled(wire, step.gate.closed_value)]
+    nodes = _open_items(step.gate)
+    nodes.append(helper.make_node("Shape", [pipeline.IMAGE.name], ["gate/batch"], name="gate/batch", start=0, end=1))
+    for wire in step.answers:
+        nodes += _filled(step, wire, step.gate.closed_value)
     nodes.append(
         helper.make_node(
             "If",
             ["gate/any_open"],
-            [wire.name],
+            [wire.name for wire in step.answers],
             name="gate/if",
-            then_branch=_then_branch(inner.graph, wire),
-            else_branch=helper.make_graph(
-                [helper.make_node("Identity", ["gate/filled"], ["gate/closed"], name="gate/closed")],
-                "closed",
-                [],
-                [_value_info(wire, "gate/closed")],
-            ),
+            then_branch=_then_branch(inner.graph, step),
+            else_branch=_else_branch(step),
         )
     )
     nodes += _scores_copy(step)
@@ -108,12 +106,13 @@ def _check_network(network: onnx.ModelProto, step: Step) -> int:
     initialized = {tensor.name for tensor in network.graph.initializer}
     inputs = [value for value in network.graph.input if value.name not in initialized]
     _check_signature(inputs, (pipeline.IMAGE,), what="input")
-    # The output's name is the exporter's and ends inside the gate: only its type is the step's.
-    outputs = network.graph.output
-    expected = Tensor(
-        outputs[0].name if outputs else step.outputs[0].name, step.outputs[0].dtype, step.outputs[0].shape
+    # An output's name is the exporter's and ends inside the gate: only its type is the step's.
+    names = [value.name for value in network.graph.output]
+    expected = tuple(
+        Tensor(name or wire.name, wire.dtype, wire.shape)
+        for name, wire in zip_longest(names[: len(step.answers)], step.answers)
     )
-    _check_signature(outputs, (expected,), what="output")
+    _check_signature(network.graph.output, expected, what="output")
     return int(opset)
 
 
@@ -181,43 +180,61 @@ def _open_items(gate: pipeline.Gate) -> list[onnx.NodeProto]:
     ]
 
 
-def _filled(wire: Tensor, closed_value: float) -> list[onnx.NodeProto]:
-    """``gate/filled``: the answer for a batch whose every gate is closed."""
+def _own(name: str, step: Step, wire: Tensor) -> str:
+    """A name of the gate's for one of the step's answers: as it is for the first."""
+    return name if wire == step.answers[0] else f"{name}_{wire.name}"
+
+
+def _filled(step: Step, wire: Tensor, closed_value: float) -> list[onnx.NodeProto]:
+    """``gate/filled``: an answer for a batch whose every gate is closed."""
     value = numpy_helper.from_array(np.array([closed_value], _NUMPY_DTYPES[wire.dtype]), "value")
-    dims = numpy_helper.from_array(np.array(wire.shape, np.int64), "dims")
+    constant = numpy_helper.from_array(np.array(wire.shape, np.int64), "dims")
+    dims, shape, filled = (_own(name, step, wire) for name in ("gate/dims", "gate/shape", "gate/filled"))
     return [
-        helper.make_node("Shape", [pipeline.IMAGE.name], ["gate/batch"], name="gate/batch", start=0, end=1),
-        helper.make_node("Constant", [], ["gate/dims"], name="gate/dims", value=dims),
-        helper.make_node("Concat", ["gate/batch", "gate/dims"], ["gate/shape"], name="gate/shape", axis=0),
-        helper.make_node("ConstantOfShape", ["gate/shape"], ["gate/filled"], name="gate/filled", value=value),
+        helper.make_node("Constant", [], [dims], name=dims, value=constant),
+        helper.make_node("Concat", ["gate/batch", dims], [shape], name=shape, axis=0),
+        helper.make_node("ConstantOfShape", [shape], [filled], name=filled, value=value),
     ]
 
 
-def _then_branch(network: onnx.GraphProto, wire: Tensor) -> onnx.GraphProto:
+def _then_branch(network: onnx.GraphProto, step: Step) -> onnx.GraphProto:
     """The network over the open items alone, with its weights: ORT packs a branch's own initialisers."""
     gather = helper.make_node(
         "Gather", [pipeline.IMAGE.name, "gate/indices"], [network.input[0].name], name="gate/gather", axis=0
     )
-    scatter = helper.make_node(
-        "ScatterND",
-        ["gate/filled", "gate/index_rows", network.output[0].name],
-        ["gate/answered"],
-        name=SCATTER_NAME,
-    )
+    scatters = [
+        helper.make_node(
+            "ScatterND",
+            [_own("gate/filled", step, wire), "gate/index_rows", answer.name],
+            [_own("gate/answered", step, wire)],
+            name=_own(SCATTER_NAME, step, wire),
+        )
+        for wire, answer in zip(step.answers, network.output, strict=True)
+    ]
     return helper.make_graph(
-        [gather, *network.node, scatter],
+        [gather, *network.node, *scatters],
         "open",
         [],
-        [_value_info(wire, "gate/answered")],
+        [_value_info(wire, _own("gate/answered", step, wire)) for wire in step.answers],
         initializer=list(network.initializer),
+    )
+
+
+def _else_branch(step: Step) -> onnx.GraphProto:
+    names = [(_own("gate/filled", step, wire), _own("gate/closed", step, wire)) for wire in step.answers]
+    return helper.make_graph(
+        [helper.make_node("Identity", [filled], [closed], name=closed) for filled, closed in names],
+        "closed",
+        [],
+        [_value_info(wire, closed) for wire, (_, closed) in zip(step.answers, names, strict=True)],
     )
 
 
 def _scores_copy(step: Step) -> list[onnx.NodeProto]:
     """The copy of the scores that the next gate reads, for the steps that have one."""
-    if len(step.outputs) == 1:
+    if step.scores_copy is None:
         return []
-    scores, copy = step.outputs
+    scores, copy = step.outputs[0], step.scores_copy
     return [
         helper.make_node("Unsqueeze", ["gate/open", "gate/axis_1"], ["gate/open_rows"], name="gate/open_rows"),
         helper.make_node("Where", ["gate/open_rows", scores.name, "gate/not_run"], [copy.name], name="gate/copy"),

@@ -97,7 +97,7 @@ def gate_config(step: Step) -> Any:
 
 
 def engine_config(step: Step) -> Any:
-    """The `ModelConfig` of a step's engine: the image in, the step's first output out."""
+    """The `ModelConfig` of a step's engine: the image in, the step's `answers` out."""
     config = model_config(step)
     config.name, config.backend, config.platform = engine_model(step), "tensorrt", "tensorrt_plan"
     config.ClearField("dynamic_batching")  # The gate batches.
@@ -105,7 +105,10 @@ def engine_config(step: Step) -> Any:
     kept = [tensor for tensor in config.input if tensor.name == IMAGE.name]
     del config.input[:]
     config.input.extend(kept)
-    del config.output[1:]
+    answers = {tensor.name for tensor in step.answers}
+    given = [tensor for tensor in config.output if tensor.name in answers]
+    del config.output[:]
+    config.output.extend(given)
     for warmup in config.model_warmup:
         for name in set(warmup.inputs) - {IMAGE.name}:
             del warmup.inputs[name]

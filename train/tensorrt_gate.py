@@ -19,7 +19,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from serving import pipeline
-from serving.pipeline import Gate, Step, Tensor
+from serving.pipeline import Gate, Step
 
 ENGINE_PARAMETER: Final = "engine"
 """Key of the config's ``parameters`` under which the engine's model is named."""
@@ -70,18 +70,19 @@ class TritonPythonModel:
             # Those without an open item did not need the engine.
             return [_refusal(str(error)) if mask.any() else _response(self._step, gate, mask, None) for mask in opened]
         ends = np.cumsum([len(each) for each in images])
+        parts = (slice(end - mask.sum(), end) for mask, end in zip(opened, ends, strict=True))
         return [
-            _response(self._step, gate, mask, answered[end - mask.sum() : end] if mask.any() else None)
-            for mask, end in zip(opened, ends, strict=True)
+            _response(self._step, gate, mask, {name: values[part] for name, values in answered.items()})
+            for mask, part in zip(opened, parts, strict=True)
         ]
 
-    def _ask(self, images: Array) -> Array:
-        wire = self._step.outputs[0]
+    def _ask(self, images: Array) -> dict[str, Array]:
+        wires = self._step.answers
         if not len(images):
-            return np.zeros((0, *wire.shape), _DTYPES[wire.dtype])
+            return {wire.name: np.zeros((0, *wire.shape), _DTYPES[wire.dtype]) for wire in wires}
         request = pb_utils.InferenceRequest(
             model_name=self._engine,
-            requested_output_names=[wire.name],
+            requested_output_names=[wire.name for wire in wires],
             inputs=[pb_utils.Tensor(pipeline.IMAGE.name, images)],
             # Where as_numpy can read it: an engine's answer stays on the GPU otherwise.
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
@@ -89,8 +90,7 @@ class TritonPythonModel:
         response = request.exec()
         if response.has_error():
             raise pb_utils.TritonModelException(f"{self._engine}: {response.error().message()}")
-        answer: Array = pb_utils.get_output_tensor_by_name(response, wire.name).as_numpy()
-        return answer
+        return {wire.name: pb_utils.get_output_tensor_by_name(response, wire.name).as_numpy() for wire in wires}
 
 
 def _inputs(request: Any, step: Step) -> dict[str, Array]:
@@ -101,13 +101,14 @@ def _refusal(message: str) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message))
 
 
-def _response(step: Step, gate: Gate, opened: npt.NDArray[np.bool_], answered: Array | None) -> Any:
-    wire = step.outputs[0]
-    values = np.full((len(opened), *wire.shape), gate.closed_value, _DTYPES[wire.dtype])
-    if answered is not None:
-        values[opened] = answered
-    copies = [
-        (copy, np.where(opened[:, np.newaxis], values, np.float32(pipeline.NOT_RUN))) for copy in step.outputs[1:]
-    ]
-    tensors: list[tuple[Tensor, Array]] = [(wire, values), *copies]
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(tensor.name, array) for tensor, array in tensors])
+def _response(step: Step, gate: Gate, opened: npt.NDArray[np.bool_], answered: Mapping[str, Array] | None) -> Any:
+    tensors: dict[str, Array] = {}
+    for wire in step.answers:
+        values = np.full((len(opened), *wire.shape), gate.closed_value, _DTYPES[wire.dtype])
+        if answered is not None:
+            values[opened] = answered[wire.name]
+        tensors[wire.name] = values
+    if step.scores_copy is not None:
+        scores = tensors[step.outputs[0].name]
+        tensors[step.scores_copy.name] = np.where(opened[:, np.newaxis], scores, np.float32(pipeline.NOT_RUN))
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in tensors.items()])

@@ -27,17 +27,16 @@ _FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def through_float(network: onnx.ModelProto, step: Step) -> onnx.ModelProto:
-    """The same network, its output named as on the wire, and what is cast to uint8 cast to float first.
+    """The same network, its outputs named as on the wire, and what is cast to uint8 cast to float first.
 
     Args:
         network: One without the gate.
         step: Whose it is.
     """
-    wire = step.outputs[0].name
     model = onnx.ModelProto()
     model.CopyFrom(network)
     graph = model.graph
-    rename(graph, {graph.output[0].name: wire})
+    rename(graph, {output.name: wire.name for output, wire in zip(graph.output, step.answers, strict=True)})
     nodes = []
     for node in graph.node:
         if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.UINT8:

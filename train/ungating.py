@@ -20,24 +20,29 @@ def ungated(gated: onnx.ModelProto) -> onnx.ModelProto:
         gated: A published graph.
 
     Returns:
-        ``image`` UINT8 `[N, 512, 512, 3]` in, one tensor out, under the exporter's name.
+        ``image`` UINT8 `[N, 512, 512, 3]` in, the step's answers out, under the exporter's names.
 
     Raises:
         ExportError: If the graph carries no gate of ours, or the network has graphs within nodes.
     """
-    branch = next((_graph(node, "then_branch") for node in gated.graph.node if node.op_type == "If"), None)
-    if branch is None or branch.node[-1].name != SCATTER_NAME:
+    gate = next((node for node in gated.graph.node if node.op_type == "If"), None)
+    branch = _graph(gate, "then_branch") if gate is not None else onnx.GraphProto()
+    scatters = [node for node in branch.node if node.name.startswith(SCATTER_NAME)]
+    if gate is None or not scatters:
         raise ExportError(f"expected a graph with a gate of ours, got {gated.graph.name!r} without one")
-    gather, *nodes, scatter = branch.node
+    gather, *nodes = branch.node[: -len(scatters)]
     if any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
         raise ExportError(f"expected a network without graphs in its nodes, got one in {gated.graph.name!r}")
-    wire = gated.graph.output[0].type
+    wires = {value.name: value.type for value in gated.graph.output}
     image = next(value for value in gated.graph.input if value.name == IMAGE.name)
     graph = helper.make_graph(
         nodes,
         gated.graph.name,
         [helper.make_value_info(gather.output[0], image.type)],
-        [helper.make_value_info(scatter.input[2], wire)],
+        [
+            helper.make_value_info(scatter.input[2], wires[name])
+            for scatter, name in zip(scatters, gate.output, strict=True)
+        ],
         initializer=branch.initializer,
     )
     _strip_prefix(graph)

@@ -19,12 +19,12 @@ from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
 from serving.pipeline import ENSEMBLE_NAME, ENSEMBLE_OUTPUTS, THRESHOLD_NAMES, mask_output
 from serving.preprocessing import prepare
 from serving.tritonserver import TritonServer
-from tests.toy_models import QUADRANTS, STRIPS, expected_mask, expected_means
+from tests.toy_models import QUADRANTS, STRIPS, expected_activation, expected_mask, expected_means
 
 pytestmark = pytest.mark.triton
 
 OUTPUT_NAMES = tuple(tensor.name for tensor in ENSEMBLE_OUTPUTS)
-SUBSETS = [names for size in range(1, 7) for names in itertools.combinations(OUTPUT_NAMES, size)]
+SUBSETS = [names for size in range(1, 8) for names in itertools.combinations(OUTPUT_NAMES, size)]
 OPEN = (0.0,) * len(THRESHOLD_NAMES)
 CLOSED = (1.0,) * len(THRESHOLD_NAMES)
 MARGIN = 0.01
@@ -77,7 +77,11 @@ def expected(item: Item) -> Answer:
     ran = diagnosis[0] >= gates[0]
     opened = {name: bool(ran and findings[i] >= gates[i + 1]) for i, name in enumerate(MANIFESTATION_NAMES)}
     opened["all"] = any(opened.values())
-    answer = {"diagnosis": diagnosis, "manifestations": findings if ran else np.zeros_like(findings)}
+    answer = {
+        "diagnosis": diagnosis,
+        "activation": expected_activation(image),
+        "manifestations": findings if ran else np.zeros_like(findings),
+    }
     for stream in STREAM_NAMES:
         mask = expected_mask(image, stream)
         answer[mask_output(stream)] = mask if opened[stream] else np.zeros_like(mask)
@@ -104,7 +108,7 @@ def test_every_subset_of_the_outputs_answers(client: grpc.InferenceServerClient,
 
 
 def test_there_are_as_many_subsets_as_there_should_be() -> None:
-    assert len(SUBSETS) == 2 ** len(OUTPUT_NAMES) - 1 == 63
+    assert len(SUBSETS) == 2 ** len(OUTPUT_NAMES) - 1 == 127
 
 
 def test_a_step_that_nobody_asked_for_does_not_run(client: grpc.InferenceServerClient) -> None:
@@ -189,6 +193,7 @@ def test_a_bad_item_of_a_batch_takes_no_other_with_it(client: grpc.InferenceServ
         assert_row(answer, row, expected(items[row]))
     for row in (1, 3):
         assert np.isnan(answer["diagnosis"][row]).all()
+        assert np.isnan(answer["activation"][row]).all()
         assert not answer["manifestations"][row].any()
         assert not any(answer[mask_output(stream)][row].any() for stream in STREAM_NAMES)
 

@@ -14,7 +14,7 @@ from loadtest.networks import closed_answer, follow, output_of, unpack
 from loadtest.raw import NETWORKS
 from loadtest.wire import check_answer
 from serving.errors import ExportError, RepositoryError
-from serving.pipeline import ENSEMBLE_OUTPUTS, MODEL_HW, RECOGNITION, STEPS
+from serving.pipeline import MODEL_HW, RECOGNITION, REPORT_OUTPUTS, STEPS
 from tests.toy_models import toy_network
 from train.ungating import ungated
 
@@ -63,7 +63,7 @@ def test_open_gates_call_every_network_in_order() -> None:
     call = Recorder()
     answer = follow(CASES["ct_open"].scans()[0], CASES["ct_open"], call)
     assert call.models == [step.model for step in NETWORKS]
-    assert set(answer) == {tensor.name for tensor in ENSEMBLE_OUTPUTS}
+    assert set(answer) == {tensor.name for tensor in REPORT_OUTPUTS}
     assert all(array.any() for array in answer.values())
 
 
@@ -87,7 +87,7 @@ def test_scores_of_one_stage_gate_the_next() -> None:
 
 def test_what_did_not_run_reads_its_closed_value() -> None:
     closed = closed_answer()
-    for tensor in ENSEMBLE_OUTPUTS:
+    for tensor in REPORT_OUTPUTS:
         assert closed[tensor.name].shape == (1, *tensor.shape)
         value = next(step.gate.closed_value for step in NETWORKS if step.gate and output_of(step) == tensor.name)
         np.testing.assert_array_equal(closed[tensor.name], np.full_like(closed[tensor.name], value))

@@ -21,12 +21,12 @@ from serving.errors import (
     ServerUnreachable,
     UnreadableScan,
 )
-from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
+from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.preprocessing import preprocess
 from serving.results import CaseReport, restore_mask
 from serving.scans import decode
 from serving.tritonserver import ServerConfig, TritonServer
-from tests.toy_models import QUADRANTS, STRIPS, expected_mask, expected_means
+from tests.toy_models import QUADRANTS, STRIPS, expected_activation, expected_mask, expected_means
 
 pytestmark = pytest.mark.triton
 
@@ -108,13 +108,25 @@ class TestPredict:
     def test_the_ensembles_own_tensors_are_in_model_space(self, client: PipelineClient, ct: bytes, xray: bytes) -> None:
         image = preprocess(decode(ct, "ct"))
         tensors = client.tensors(ct, "ct", ALL_OPEN)
-        assert set(tensors) == {output.name for output in pipeline.ENSEMBLE_OUTPUTS}
+        assert set(tensors) == {output.name for output in pipeline.REPORT_OUTPUTS}
         np.testing.assert_allclose(tensors["diagnosis"], expected_means(image, QUADRANTS), atol=1e-4)
         for stream in STREAM_NAMES:
             np.testing.assert_array_equal(tensors[pipeline.mask_output(stream)], expected_mask(image, stream))
         closed = client.tensors(ct, "ct", {**ALL_OPEN, "covid19": 1.0})
         assert not closed["manifestations"].any()
         assert set(client.tensors(xray, "xray")) == {"diagnosis"}
+
+    def test_a_report_explains_itself_when_asked(self, client: PipelineClient, ct: bytes, xray: bytes) -> None:
+        for data, modality in ((ct, "ct"), (xray, "xray")):
+            scan = decode(data, modality)  # type: ignore[arg-type]
+            report = client.predict(data, modality, ALL_OPEN, explain=True)  # type: ignore[arg-type]
+            assert report.activation is not None
+            assert set(report.activation) == set(DIAGNOSIS_NAMES)
+            for name, cells in zip(DIAGNOSIS_NAMES, expected_activation(preprocess(scan)), strict=True):
+                np.testing.assert_allclose(report.activation.cells(name), cells, atol=1e-4)
+                assert report.activation[name].shape == scan.size_hw
+            assert report.status == client.predict(data, modality, ALL_OPEN).status  # type: ignore[arg-type]
+            assert client.predict(data, modality).activation is None  # type: ignore[arg-type]
 
     def test_tensors_fail_as_a_report_does(self, client: PipelineClient, dead_url: str, ct: bytes) -> None:
         with pytest.raises(UnreadableScan):

@@ -149,7 +149,7 @@ def _double_scores(folder: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["gates"], ["wide"], to=TensorProto.DOUBLE),
         helper.make_node("MatMul", ["wide", "weights"], ["diagnosis"]),
-        helper.make_node("Identity", ["diagnosis"], ["diagnosis_scores"]),
+        *(helper.make_node("Identity", ["diagnosis"], [name]) for name in ("diagnosis_scores", "activation")),
     ]
     graph = helper.make_graph(
         nodes,

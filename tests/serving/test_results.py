@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving import pipeline
+from serving.activation import ActivationMaps
 from serving.errors import GeometryError, InferenceFailed, RequestError, ServerMismatch
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES, Modality
 from serving.results import CaseReport, build_report, resolve_thresholds, restore_mask
@@ -234,3 +235,24 @@ class TestThresholds:
     def test_names_those_that_there_are(self) -> None:
         with pytest.raises(RequestError, match=r"expected one of covid19, ground_glass.*got 'fever'"):
             resolve_thresholds({"fever": 0.5})
+
+
+class TestActivation:
+    def test_a_report_has_maps_where_the_answer_has(self) -> None:
+        cells = np.random.default_rng(3).normal(size=pipeline.ACTIVATION.shape).astype(np.float32)
+        assert report().activation is None
+        for modality in ("ct", "xray"):
+            explained = build_report(scan(modality=modality), {**tensors(), "activation": cells})  # type: ignore[arg-type]
+            assert explained.activation is not None
+            assert tuple(explained.activation) == DIAGNOSIS_NAMES
+            assert explained.activation["normal"].shape == (300, 200)
+            assert json.dumps(explained.to_json()) == json.dumps(replace(explained, activation=None).to_json())
+
+    def test_maps_of_another_size_are_refused(self) -> None:
+        maps = ActivationMaps(np.zeros(pipeline.ACTIVATION.shape, np.float32), (20, 30))
+        with pytest.raises(GeometryError, match=r"activation: expected the scan's size \(300, 200\), got \(20, 30\)"):
+            replace(report(), activation=maps)
+
+    def test_what_is_no_map_is_refused(self) -> None:
+        with pytest.raises(ServerMismatch, match="activation: expected FP32"):
+            build_report(scan(), {**tensors(), "activation": np.zeros((4, 8, 8), np.float32)})

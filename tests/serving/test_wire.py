@@ -52,8 +52,16 @@ def test_the_scans_error_comes_without_tritons_prefixes() -> None:
 def test_an_xray_asks_for_what_says_something_about_it() -> None:
     assert [tensor.name for tensor in wire.wanted_outputs("xray")] == ["diagnosis"]
     assert wire.asked_models("xray") == ("preprocess", "recognition")
-    assert wire.wanted_outputs("ct") == pipeline.ENSEMBLE_OUTPUTS
+    assert wire.wanted_outputs("ct") == pipeline.REPORT_OUTPUTS
     assert wire.asked_models("ct") == tuple(step.model for step in pipeline.STEPS)
+
+
+def test_only_who_asks_why_asks_for_the_maps() -> None:
+    assert [tensor.name for tensor in wire.wanted_outputs("xray", explain=True)] == ["diagnosis", "activation"]
+    assert wire.wanted_outputs("ct", explain=True) == pipeline.ENSEMBLE_OUTPUTS
+    for explain, expected in ((False, ["diagnosis"]), (True, ["diagnosis", "activation"])):
+        request = wire.request(b"", "xray", pipeline.THRESHOLDS, explain=explain)
+        assert [output.name() for output in request["outputs"]] == expected
 
 
 def test_a_request_has_the_ensembles_inputs_in_their_types() -> None:

@@ -309,5 +309,5 @@ def test_a_quantised_network_stays_near_with_every_calibration(images: np.ndarra
 def test_published_graphs_run_a_batch_of_the_largest_size(publish: Callable[..., Path], images: np.ndarray) -> None:
     session: ort.InferenceSession = open_session(publish(classifier()) / "model.onnx")
     batch = np.resize(images, (pipeline.MAX_BATCH_SIZE, *SHAPE))
-    diagnosis, _ = session.run(None, {"image": batch, **gate_inputs(pipeline.RECOGNITION, np.ones(8, bool))})
+    diagnosis, *_ = session.run(None, {"image": batch, **gate_inputs(pipeline.RECOGNITION, np.ones(8, bool))})
     np.testing.assert_allclose(diagnosis[:4], diagnosis[4:], atol=1e-6)

@@ -21,8 +21,8 @@ CONSOLIDATION = pipeline.step("segment_consolidation")
 ALL_STEPS = [step for step in pipeline.STEPS if step.gate is not None]
 
 
-def scores_network(n_scores: int, *, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
-    """Scores that tell images apart: the mean brightness times 1, 2, ..."""
+def scores_network(n_scores: int, *, opset: int = 17, ir_version: int = 8, maps: bool = False) -> onnx.ModelProto:
+    """Scores that tell images apart: the mean brightness times 1, 2, ...; and maps of twice the scores."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
@@ -31,7 +31,16 @@ def scores_network(n_scores: int, *, opset: int = 17, ir_version: int = 8) -> on
         helper.make_node("MatMul", ["flat", "weights"], ["out"]),
     ]
     weights = np.tile(np.arange(1, n_scores + 1, dtype=np.float32) / 3000, (3, 1))
-    return as_network(nodes, TensorProto.FLOAT, [n_scores], weights, opset=opset, ir_version=ir_version)
+    network = as_network(nodes, TensorProto.FLOAT, [n_scores], weights, opset=opset, ir_version=ir_version)
+    if maps:
+        twos = np.full(pipeline.ACTIVATION_HW, 2, np.float32)
+        network.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), "grid"))
+        network.graph.initializer.append(numpy_helper.from_array(twos, "twos"))
+        network.graph.node.append(helper.make_node("Unsqueeze", ["out", "grid"], ["cells"]))
+        network.graph.node.append(helper.make_node("Mul", ["cells", "twos"], ["maps"]))
+        dims = ["N", n_scores, *pipeline.ACTIVATION_HW]
+        network.graph.output.append(helper.make_tensor_value_info("maps", TensorProto.FLOAT, dims))
+    return network
 
 
 def mask_network() -> onnx.ModelProto:
@@ -61,7 +70,9 @@ def as_network(
 
 
 def network_for(step: Step) -> onnx.ModelProto:
-    return mask_network() if step.outputs[0] == pipeline.MASK else scores_network(*step.outputs[0].shape)
+    if step.outputs[0] == pipeline.MASK:
+        return mask_network()
+    return scores_network(*step.outputs[0].shape, maps=pipeline.ACTIVATION in step.outputs)
 
 
 def session(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -143,8 +154,8 @@ def test_nan_thresholds_nan_scores_and_stages_that_did_not_run_stay_closed(step:
     scores = np.concatenate([rows(1, *[1] * n_scores), rows(1, *[np.nan] * n_scores), rows(1, *[-1] * n_scores)])
     answer = ask(session(add_gate(network_for(step), step)), image=images, gates=gates, scores=scores)
     assert not answer[step.outputs[0].name].any()
-    for copy in step.outputs[1:]:
-        assert (answer[copy.name] == pipeline.NOT_RUN).all()
+    if step.scores_copy is not None:
+        assert (answer[step.scores_copy.name] == pipeline.NOT_RUN).all()
 
 
 def test_a_threshold_of_never_closes_at_certainty(images: np.ndarray) -> None:
@@ -161,6 +172,8 @@ def test_recognition_runs_for_every_readable_item_whatever_the_thresholds(images
     assert (answer["diagnosis_scores"] == pipeline.NOT_RUN).all(axis=1).tolist() == [False, True, False]
     assert math.isnan(answer["diagnosis"][1, 0])
     np.testing.assert_array_equal(answer["diagnosis"][[0, 2]], answer["diagnosis_scores"][[0, 2]])
+    assert np.isnan(answer["activation"]).all(axis=(1, 2, 3)).tolist() == [False, True, False]
+    np.testing.assert_array_equal(answer["activation"][0, :, 5, 0], 2 * answer["diagnosis"][0])
 
 
 def test_one_items_gate_never_changes_the_answer_of_another(images: np.ndarray) -> None:
@@ -186,15 +199,20 @@ def test_a_gate_that_is_the_wrong_way_round_is_found(images: np.ndarray) -> None
 
 
 def test_a_network_that_answers_something_else_than_the_gated_one_is_found(images: np.ndarray) -> None:
-    other = scores_network(4)
+    other = network_for(RECOGNITION)
     other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((3, 4), np.float32) / 3000, "weights"))
     with pytest.raises(ParityError, match="as without the gate"):
-        check_gate(session(add_gate(scores_network(4), RECOGNITION)), session(other), RECOGNITION, images)
+        check_gate(session(add_gate(network_for(RECOGNITION), RECOGNITION)), session(other), RECOGNITION, images)
 
 
 def test_a_network_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ExportError, match=r"expected the network's output .* 4\).*got .* 3\)"):
-        add_gate(scores_network(3), RECOGNITION)
+        add_gate(scores_network(3, maps=True), RECOGNITION)
+
+
+def test_a_network_without_an_answer_of_its_step_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"expected the network's output .*'activation', 1, 4, 6, 6\).*got .* 4\)\]"):
+        add_gate(scores_network(4), RECOGNITION)
 
 
 def test_a_network_of_the_wrong_type_is_refused() -> None:

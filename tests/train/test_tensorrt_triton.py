@@ -188,6 +188,8 @@ def test_what_could_not_be_read_has_nan_as_diagnosis_and_no_score(client: grpc.I
     answer = ask(client, RECOGNITION, image=images_of(7, 8), gates=gates)
     assert computed(client, RECOGNITION, items + 1)[0] == items + 1
     assert np.isnan(answer["diagnosis"][0]).all()
+    assert np.isnan(answer["activation"][0]).all()
+    assert np.isfinite(answer["activation"][1]).all()
     assert (answer["diagnosis_scores"][0] == NOT_RUN).all()
     assert (answer["diagnosis"][1] > 0).all()
     np.testing.assert_array_equal(answer["diagnosis_scores"][1], answer["diagnosis"][1])
