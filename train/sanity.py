@@ -21,6 +21,8 @@ from serving.pipeline import IMAGE, RECOGNITION
 from train.activation import find_head, with_activation, without_activation
 from train.parity import open_session
 
+LAYERS: Final = 95
+"""Of Inception-v3: 94 convolutions and the dense layer."""
 _WEIGHTED: Final = frozenset({"Conv", "Gemm", "MatMul"})
 
 

@@ -10,12 +10,9 @@ from onnx import numpy_helper
 from serving.pipeline import RECOGNITION
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train.activation import without_activation
-from train.sanity import cascade, maps_of, rank_correlations, shuffled, weights_from_the_top
+from train.sanity import LAYERS, cascade, maps_of, rank_correlations, shuffled, weights_from_the_top
 from train.tensorrt_render import drawn_scans
 from train.ungating import ungated
-
-LAYERS = 95
-"""Of Inception-v3: 94 convolutions and the dense layer."""
 
 
 @pytest.fixture(scope="module")
