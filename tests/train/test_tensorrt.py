@@ -29,6 +29,7 @@ from train.digest import sha256_of
 from train.gating import add_gate
 from train.parity import check_signature, onnx_answers, open_session
 from train.tensorrt_configs import gated_steps, trtexec_command
+from train.tensorrt_graphs import through_float
 from train.tensorrt_int8 import is_quantized
 from train.tensorrt_render import drawn_scans, network_for
 from train.tensorrt_render import render_all as render_tensorrt
@@ -219,8 +220,7 @@ def test_a_network_that_tensorrt_would_refuse_is_not_written(repository: Path, t
 def test_a_network_that_says_something_else_than_what_is_published_is_not_written(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = means_network([(slice(0, 9), slice(0, 9))] * 4)
-    other.graph.output[0].name = other.graph.node[-1].output[0] = pipeline.DIAGNOSIS.name
+    other = through_float(means_network([(slice(0, 9), slice(0, 9))] * 4, activation=True), pipeline.RECOGNITION)
     monkeypatch.setattr(tensorrt_render, "network_for", lambda *_: other)
     with pytest.raises(ParityError, match="recognition for TensorRT against what is published"):
         render_tensorrt(repository, tmp_path / "out", "fp16")

@@ -127,12 +127,13 @@ def test_a_gate_in_front_of_an_engine_keeps_the_steps_wire(step: Step, tmp_path:
 
 
 @by_step
-def test_an_engine_takes_the_image_and_gives_the_steps_own_output(step: Step, tmp_path: Path) -> None:
+def test_an_engine_takes_the_image_and_gives_the_steps_own_answers(step: Step, tmp_path: Path) -> None:
     config = reread(engine_config(step), tmp_path)
     assert (config.name, config.platform, config.backend) == (engine_model(step), "tensorrt_plan", "tensorrt")
     of_step = model_config(step)
     assert list(config.input) == [tensor for tensor in of_step.input if tensor.name == pipeline.IMAGE.name]
-    assert list(config.output) == [of_step.output[0]]
+    assert [output.name for output in config.output] == [tensor.name for tensor in step.answers]
+    assert all(output in of_step.output for output in config.output)
     assert config.max_batch_size == of_step.max_batch_size
     assert [set(warmup.inputs) for warmup in config.model_warmup] == [{pipeline.IMAGE.name}]
     assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
