@@ -6,7 +6,7 @@ not change when all four logits grow by the same, so what decides between two di
 
 A grid of 6x6 cells shows regions and no outlines, and each cell sees much of the image. A map says what the network
 looked at, not where disease is: it may lie outside of the lungs, since the network can tell the sources of its training
-scans apart by such places (docs/results.md).
+scans apart by such places (docs/explanations.json, docs/results.md).
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from serving.errors import GeometryError, RequestError, ServerMismatch
 from serving.labels import DIAGNOSIS_NAMES
 from serving.pipeline import ACTIVATION, ACTIVATION_FIRST, ACTIVATION_HW, ACTIVATION_STEP
 
+CAUTION: Final = (
+    "Heat shows what spoke for the answer, on a grid of 6x6: not where disease is. In the CT slices that this was "
+    "measured on, most of it lay outside of the lungs."
+)
+"""What whoever shows a map must say beside it; docs/explanations.json has the figures."""
 HEAT_OPACITY: Final = 0.6
 """Of the strongest evidence in a picture."""
 COLOUR_MAP: Final = cv2.COLORMAP_INFERNO

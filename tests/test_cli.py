@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from serving import phantom, pipeline
-from serving.activation import render_heat, restore_map
+from serving.activation import CAUTION, render_heat, restore_map
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
@@ -184,6 +184,7 @@ class TestPredictWhy:
         (picture,) = tmp_path.iterdir()
         assert picture.name.startswith("chest.why.")
         assert [line for line in run.stdout.splitlines() if picture.name in line]
+        assert CAUTION.partition(":")[0] in " ".join(run.stdout.split())
 
 
 class TestPredict:
