@@ -34,7 +34,7 @@ from serving.labels import Modality
 from serving.pipeline import MANIFESTATION_STEP, PREPROCESS, RECOGNITION, SEGMENTATION, THRESHOLDS, Step
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, PROVENANCE_NAME, write_configs
 from serving.repository_checks import label_order
-from train import activation, deeplab, export, gating, inception, manifestation_cnn, quantize, xception
+from train import activation_maps, deeplab, export, gating, inception, manifestation_cnn, quantize, xception
 from train.deeplab import DeepLabConfig, build_deeplab
 from train.experiments import EXPERIMENTS
 from train.inception import InceptionV3Config, build_inception_v3
@@ -53,7 +53,7 @@ NOTE: Final = (
 # Untrained classifiers put many pixels near an edge between two classes.
 _TOLERANCES: Final = Tolerances(fp32_mask=5e-3)
 _SOURCES: Final = (
-    activation,
+    activation_maps,
     deeplab,
     export,
     gating,
@@ -219,7 +219,7 @@ def _publish(folder: Path, step: Step, networks: Mapping[str, onnx.ModelProto]) 
     for precision, network in networks.items():
         version_folder = folder / precision / step.model / "1"
         version_folder.mkdir(parents=True)
-        onnx.save(gating.add_gate(activation.with_activation(network, step), step), version_folder / ONNX_NAME)
+        onnx.save(gating.add_gate(activation_maps.with_activation(network, step), step), version_folder / ONNX_NAME)
         (version_folder / PROVENANCE_NAME).write_text(json.dumps(provenance) + "\n", encoding="utf-8")
 
 

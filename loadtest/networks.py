@@ -42,7 +42,7 @@ def unpack(repository: Path, folder: Path) -> dict[str, Path]:
     """
     import onnx
 
-    from train.activation import without_activation
+    from train.activation_maps import without_activation
     from train.ungating import ungated
 
     folder.mkdir(parents=True, exist_ok=True)

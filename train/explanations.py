@@ -23,7 +23,7 @@ from serving.lungs import lungs_of_grey
 from serving.pipeline import MODEL_HW, RECOGNITION
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
 from train import data
-from train.activation import without_activation
+from train.activation_maps import without_activation
 from train.batches import in_three_channels
 from train.data import Example
 from train.provenance import code_version

@@ -31,7 +31,7 @@ from serving import pipeline
 from serving.errors import ExportError
 from serving.pipeline import IMAGE, MASK, Step
 from serving.repository import versions
-from train.activation import check_activation, with_activation
+from train.activation_maps import check_activation, with_activation
 from train.gating import add_gate
 from train.parity import (
     Tolerances,

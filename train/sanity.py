@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from scipy import stats
 
 from serving.pipeline import IMAGE, RECOGNITION
-from train.activation import find_head, with_activation, without_activation
+from train.activation_maps import find_head, with_activation, without_activation
 from train.parity import open_session
 
 LAYERS: Final = 95

@@ -17,7 +17,7 @@ from serving.pipeline import ACTIVATION, ACTIVATION_HW, MANIFESTATION_STEP, RECO
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, PROVENANCE_NAME, versions
 from tests.toy_models import means_network
 from train import republish
-from train.activation import (
+from train.activation_maps import (
     PREFIX,
     area_means,
     check_activation,
