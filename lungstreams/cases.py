@@ -14,6 +14,8 @@ from serving.results import CaseReport
 from serving.series import LeftOut
 from serving.study_report import StudyReport
 
+EXPLANATION: Final = "explanation"
+"""Key of the picture of what speaks for the answer; there when it was asked for, None for a study."""
 _AT_THE_TOP: Final = ("modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms")
 
 

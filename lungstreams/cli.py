@@ -186,6 +186,7 @@ def _launch(url: str, host: str, port: int) -> None:
         "lungstreams predict series.zip --list-series",
         "lungstreams predict series.zip --series 1 --json",
         "lungstreams predict scans --out results",
+        "lungstreams predict scan.png --out pictures --explain",
     )
 )
 def predict(
@@ -224,6 +225,10 @@ def predict(
             "times.",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also write what speaks for a scan's likeliest diagnosis to --out, as heat."),
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Leave out what an earlier run over the same folder has done.")] = True,
 ) -> None:
     """Ask the server for each scan and show what it says.
@@ -233,7 +238,8 @@ def predict(
     With --out a run that was stopped, or killed, goes on when it is given again; what changed since is done again.
 
     Masks are at the scan's own size, their values are class ids: palette PNG for a scan; for a study NIfTI on its own
-    voxels, or a folder of PNG where slices are not equally far apart.
+    voxels, or a folder of PNG where slices are not equally far apart. Heat says what the network looked at, which may
+    lie outside of the lungs, and not where disease is; a study has none.
 
     Exit code 0 if everything was read, 1 if some could not be (the others are done), 2 if nothing could be asked, 130
     if it was stopped.
@@ -249,6 +255,7 @@ def predict(
         predicting.parse_thresholds(threshold or []),
         series,
         predicting.parse_exports(export or [], out),
+        predicting.parse_explain(explain, out),
     )
     output = predicting.Output(as_json, out, resume)
     raise typer.Exit(predicting.predict_files(files, url or DEFAULT_URL, ask, output))

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
-from lungstreams.cases import CaseResult
+from lungstreams.cases import EXPLANATION, CaseResult
 from lungstreams.rows import COLUMNS, row_of
 from lungstreams.sources import Source
 from serving.errors import InferenceFailed, RequestError
@@ -188,6 +188,6 @@ def _is_passing(said: Mapping[str, Any]) -> bool:
 
 def _is_gone(said: Mapping[str, Any]) -> bool:
     """Whether a file that the case wrote is no longer there."""
-    written = [path for path in said.get("masks", {}).values() if path is not None]
+    written = [path for path in (*said.get("masks", {}).values(), said.get(EXPLANATION)) if path is not None]
     written += [path for paths in said.get("exports", {}).values() for path in paths]
     return not all(Path(path).exists() for path in written)

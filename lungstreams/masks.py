@@ -1,4 +1,7 @@
-"""Masks as files that look right in a viewer and read back as class ids: PNG for a scan, NIfTI or PNGs for a study."""
+"""Masks as files that look right in a viewer and read back as class ids: PNG for a scan, NIfTI or PNGs for a study.
+
+And explanations, as pictures.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from serving import exports
+from serving.activation import render_heat
 from serving.labels import ALL_STREAM, MANIFESTATIONS, STREAM_NAMES, STREAMS
 from serving.results import CaseReport
 from serving.study_report import StudyReport
@@ -18,6 +22,8 @@ _BACKGROUND_RGB = (0, 0, 0)
 
 class MaskFolder:
     """Writes masks of many cases below one folder, as ``<prefix>.<stream>.png`` or ``<prefix>.<stream>.nii.gz``.
+
+    What explains a diagnosis goes beside them, as ``<prefix>.why.<diagnosis>.png``.
 
     Args:
         folder: Made with the first mask.
@@ -51,6 +57,25 @@ class MaskFolder:
                 palette_image(mask, stream).save(path)
                 paths[stream] = str(path)
         return paths
+
+    def write_explanation(self, prefix: str, report: CaseReport, pixels: UInt8[np.ndarray, "h w"]) -> str | None:
+        """Write what speaks for a scan's likeliest diagnosis, as heat over the scan; over the picture that is there.
+
+        Args:
+            prefix: See `prefix`.
+            report: What was said of the scan.
+            pixels: The scan.
+
+        Returns:
+            The picture's path; None where the report explains nothing.
+        """
+        if report.activation is None:
+            return None
+        likeliest = max(report.diagnosis, key=lambda name: report.diagnosis[name])
+        path = self.folder / f"{prefix}.why.{likeliest}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(render_heat(pixels, report.activation[likeliest])).save(path)
+        return str(path)
 
     def write_study(self, prefix: str, case: exports.Case, report: StudyReport) -> dict[str, str | None]:
         """Write a study's masks, over those that are there.

@@ -87,6 +87,17 @@ def parse_exports(given: Sequence[str], folder: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(given))
 
 
+def parse_explain(given: bool, folder: Path | None) -> bool:
+    """Whether to explain.
+
+    Raises:
+        RequestError: If there is no folder for the pictures.
+    """
+    if given and folder is None:
+        raise RequestError("--explain: expected a folder to write to, got none: add --out DIR")
+    return given
+
+
 def list_series(given: Sequence[Path]) -> int:
     """Write the series of each archive and folder, with the number that ``--series`` takes: the exit code."""
     failed = False
@@ -165,6 +176,8 @@ class _Run:
             "modality": self._ask.modality,
             "thresholds": resolve_thresholds(self._ask.thresholds),
             "exports": sorted(self._ask.exports),
+            # Not there where it was not asked for: a record from before it could be still counts.
+            **({"explain": True} if self._ask.explain else {}),
             "models": self._client.versions(),
         }
         wanted = {source.name: fingerprint(source, asked) for source in listing.sources}

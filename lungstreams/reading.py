@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lungstreams.cases import CaseResult, failed_case, scan_case, study_case
+from lungstreams.cases import EXPLANATION, CaseResult, failed_case, scan_case, study_case
 from lungstreams.masks import MaskFolder
 from lungstreams.sources import Source
 from serving import exports
+from serving.activation import CAUTION
 from serving.client import PipelineClient
 from serving.dicom_volumes import series_volume
 from serving.errors import CanNotExport, GeometryError, InferenceFailed, RequestError, ScanError, ScanTooLarge
@@ -20,6 +21,7 @@ from serving.labels import STREAM_NAMES, RequestedModality
 from serving.limits import MAX_FILE_BYTES
 from serving.nifti import HEAD_BYTES, is_nifti
 from serving.results import CaseReport
+from serving.scans import decode
 from serving.series import Series, Study, read_study
 from serving.studies import open_volume
 from serving.study_reading import read_volume
@@ -41,12 +43,19 @@ class Ask:
         thresholds: In `[0, 1]` by name.
         series: Which series of a study, from 0; None where there must be only one.
         exports: Kinds of `serving.exports.KINDS` that are written of each case.
+        explain: Whether a picture of what speaks for the answer is written of each single scan.
     """
 
     modality: RequestedModality
     thresholds: Mapping[str, float]
     series: int | None = None
     exports: tuple[str, ...] = ()
+    explain: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether a scan itself is needed once its report is there."""
+        return bool(self.exports) or self.explain
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +122,10 @@ class Reader:
             if self._ask.series:
                 raise RequestError(f"series: expected a study, or series 0 of a scan, got {self._ask.series} of a scan")
             data = _read(source.paths[0])
-            answer = self._client.submit(data, self._ask.modality, self._ask.thresholds)
+            answer = self._client.submit(data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain)
         except OF_ONE_CASE as error:
             return _Sent(source, error, None)
-        return _Sent(source, answer, data if self._ask.exports else None)
+        return _Sent(source, answer, data if self._ask.draws else None)
 
     def _received(self, sent: _Sent) -> CaseResult:
         try:
@@ -131,7 +140,10 @@ class Reader:
             return scan_case(source.name, report, _NO_MASKS)
         prefix = self._prefix(source, part)
         case = scan_case(source.name, report, self._masks.write(prefix, report))
-        if data is None:
+        if data is not None and self._ask.explain:
+            picture = self._masks.write_explanation(prefix, report, decode(data, report.modality).pixels)
+            case = CaseResult({**case.data, EXPLANATION: picture}, f"{case.caption} {CAUTION}")
+        if data is None or not self._ask.exports:
             return case
         return self._exported(case, exports.Case.of_scan(data, report), prefix)
 
@@ -156,8 +168,8 @@ class Reader:
     def _series(self, source: Source, study: Study, series: Series, part: int) -> CaseResult:
         if source.every_series and len(series.planes) == 1 and series.planes[0].frame_count == 1:
             data = series.planes[0].blob.read()
-            report = self._client.predict(data, self._ask.modality, self._ask.thresholds)
-            return self._scan(source, report, data if self._ask.exports else None, part)
+            report = self._client.predict(data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain)
+            return self._scan(source, report, data if self._ask.draws else None, part)
         return self._volume(source, series_volume(series), study, series, part)
 
     def _volume(
@@ -170,7 +182,10 @@ class Reader:
             return study_case(source.name, report, _NO_MASKS, summary, left_out)
         prefix, case = self._prefix(source, part), exports.Case.of_volume(volume, report)
         masks = self._masks.write_study(prefix, case, report)
-        return self._exported(study_case(source.name, report, masks, summary, left_out), case, prefix)
+        result = study_case(source.name, report, masks, summary, left_out)
+        if self._ask.explain:
+            result = CaseResult({**result.data, EXPLANATION: None}, result.caption)
+        return self._exported(result, case, prefix)
 
     def _exported(self, result: CaseResult, case: exports.Case, prefix: str) -> CaseResult:
         if self._masks is None or not self._ask.exports:

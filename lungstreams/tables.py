@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.markup import escape
 from rich.table import Table
 
-from lungstreams.cases import CaseResult, burden_words
+from lungstreams.cases import EXPLANATION, CaseResult, burden_words
 from lungstreams.console import RESEARCH_ONLY
 from serving.labels import DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAMS
 
@@ -29,8 +29,10 @@ def table_of(case: CaseResult) -> Table:
     for heading in ("", "probability", *headings, "mask"):
         table.add_column(heading, justify="left" if heading in ("", "mask") else "right", overflow="fold")
     empty = [""] * (len(headings) + 1)
+    likeliest = max(DIAGNOSES, key=lambda label: data["diagnosis"][label.name])
     for label in DIAGNOSES:
-        table.add_row(label.title, f"{data['diagnosis'][label.name]:.1%}", *empty)
+        picture = _path(data.get(EXPLANATION)) if label is likeliest else ""
+        table.add_row(label.title, f"{data['diagnosis'][label.name]:.1%}", *empty[1:], picture)
     table.add_section()
     for label in (*MANIFESTATIONS, *(stream for stream in STREAMS if stream.name not in MANIFESTATION_NAMES)):
         table.add_row(label.title, _score(data, label.name), *_amounts(data, label.name), _mask(data, label.name))
@@ -67,4 +69,8 @@ def _percent(amount: Mapping[str, Any]) -> str:
 
 
 def _mask(data: Mapping[str, Any], name: str) -> str:
-    return escape((data["masks"][name] or "").encode(errors="backslashreplace").decode())
+    return _path(data["masks"][name])
+
+
+def _path(path: str | None) -> str:
+    return escape((path or "").encode(errors="backslashreplace").decode())

@@ -147,6 +147,16 @@ def test_a_case_whose_mask_is_gone_is_done_again(tmp_path: Path) -> None:
     assert done(tmp_path) == set()
 
 
+def test_a_case_whose_explanation_is_gone_is_done_again(tmp_path: Path) -> None:
+    picture = tmp_path / "scan.why.normal.png"
+    picture.touch()
+    with Ledger(tmp_path, WANTED) as ledger:
+        ledger.add(source(NAMES[0]), [case(NAMES[0], explanation=str(picture))])
+    assert done(tmp_path) == {NAMES[0]}
+    picture.unlink()
+    assert done(tmp_path) == set()
+
+
 def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
     name = os.fsdecode(b"scans/\xff.png")
     with Ledger(tmp_path, {name: "x"}) as ledger:

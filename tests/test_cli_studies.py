@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,25 @@ def test_a_study_is_one_case_with_the_keys_of_a_scan_and_more(
         image, source = nibabel.load(case["masks"][stream]), nibabel.load(studies / "chest.nii.gz")
         np.testing.assert_allclose(image.affine, source.affine)
         np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), masks.array())
+
+
+def test_a_study_has_no_explanation_and_a_folder_of_scans_has_one_each(
+    studies: Path, toy_triton: TritonServer, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "slice.png").write_bytes(phantom.png_bytes(phantom.ct_slice(seed=1, size_px=SIDE).pixels))
+    shutil.copy(studies / "chest.nii.gz", scans)
+    out, url = tmp_path / "out", toy_triton.grpc_url
+    run = lungstreams("predict", scans, "--json", "--explain", "--out", out, "--url", url)
+    pictures = {Path(case["file"]).name: case["explanation"] for case in cases_of(run)}
+    assert pictures["chest.nii.gz"] is None
+    assert Path(pictures["slice.png"]).name.startswith("slice.png.why.")
+    assert Path(pictures["slice.png"]).is_file()
+    # What was asked for differs, so that the record does not count.
+    again = lungstreams("predict", scans, "--json", "--out", out, "--url", url)
+    assert not any("explanation" in case for case in cases_of(again))
+    assert len(cases_of(again)) == 2
 
 
 def test_several_series_are_listed_and_none_is_guessed(
