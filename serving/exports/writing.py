@@ -17,6 +17,7 @@ from serving.errors import CanNotExport, RequestError
 from serving.exports.case import Case
 from serving.exports.documents import write_json
 from serving.exports.grids import no_grid, write_nifti
+from serving.exports.measurements import no_measurements, write_sr
 from serving.exports.pictures import no_picture, write_overlay
 from serving.exports.segmentations import no_segmentation, write_seg
 from serving.exports.tables import write_csv
@@ -48,7 +49,7 @@ _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
         "overlay": _Kind("PNG: the scan with its masks, or a montage of a study", write_overlay, no_picture),
         "nifti": _Kind("NIfTI masks on the scan's own voxels, a file for each stream", write_nifti, no_grid),
         "seg": _Kind("DICOM Segmentation; it carries the patient and study of its source", write_seg, no_segmentation),
-        "sr": _Kind("DICOM Structured Report; it carries the patient and study of its source", _nothing, _later),
+        "sr": _Kind("DICOM Structured Report; it carries the patient and study of its source", write_sr, no_measurements),
         "pdf": _Kind("PDF of one page for people", _nothing, _later),
     }
 )
