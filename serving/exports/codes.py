@@ -23,7 +23,7 @@ PLEURA: Final = Code("3120008", "SCT", "Pleura")
 """CID 7151."""
 LEFT: Final = Code("7771000", "SCT", "Left")
 RIGHT: Final = Code("24028007", "SCT", "Right")
-AI: Final = Code("123109", "DCM", "Artificial Intelligence")
+AI: Final = Code("123110", "DCM", "Artificial Intelligence")
 """CID 7162."""
 
 MANIFESTATION_CODES: Final[Mapping[str, Code]] = MappingProxyType(

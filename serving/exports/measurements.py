@@ -1,9 +1,9 @@
 """What was said of a case as a DICOM Structured Report: TID 1500 "Measurement Report" by highdicom (Comprehensive SR).
 
-A group for each diagnosis and one for each manifestation: probability; for manifestations also the threshold and whether
-it is reached, whether the network ran, the area or volume, and the part of the lung, both lungs and left and right. A
-group refers to its segment if the segmentation was written with it, else to the slice in which the finding is likeliest.
-Codes: `serving.exports.codes`. The observer is a device; nothing is verified, and the document says so.
+A group for each diagnosis and one for each manifestation: probability; for manifestations also the threshold and
+whether it is reached, whether the network ran, the area or volume, and the part of the lung, both lungs and left and
+right. A group refers to its segment if the segmentation was written with it, else to the slice in which the finding is
+likeliest. Codes: `serving.exports.codes`. The observer is a device; nothing is verified, and the document says so.
 
 Like ``seg`` it is a clinical object, with patient and study of its source images.
 """
@@ -25,7 +25,7 @@ from serving.exports.about import RESEARCH_USE, SOFTWARE, UNVERIFIED, software_v
 from serving.exports.case import Case
 from serving.exports.segmentations import claim, segments_of
 from serving.exports.sources import images_of, no_references
-from serving.exports.tables import problems_of
+from serving.exports.tables import doubts_of, problems_of
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from serving.pipeline import MANIFESTATION_STEP, RECOGNITION
 from serving.results import MANIFESTATIONS_STAGE
@@ -66,6 +66,9 @@ def measurements(case: Case, segmentation: pydicom.Dataset | None = None) -> hig
         made = _build(case, images, segmentation)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CanNotExport(f"sr: expected images that highdicom takes, got others ({type(error).__name__})") from None
+    scheme = pydicom.Dataset()
+    scheme.CodingSchemeDesignator, scheme.CodingSchemeName = codes.PRIVATE, f"{SOFTWARE}: codes that no standard has"
+    made.CodingSchemeIdentificationSequence = [scheme]
     claim(made, case)
     return made
 
@@ -104,7 +107,7 @@ def _build(
         ],
         title=Code("126000", "DCM", "Imaging Measurement Report"),
     )
-    for said in (RESEARCH_USE, UNVERIFIED, *problems_of(case)):
+    for said in (RESEARCH_USE, UNVERIFIED, *doubts_of(case), *problems_of(case)):
         comment = sr.TextContentItem(
             name=Code("121106", "DCM", "Comment"), value=said, relationship_type=sr.RelationshipTypeValues.CONTAINS
         )
@@ -191,7 +194,7 @@ def _sizes(case: Case, name: str) -> list[Any]:
 
 
 def area_mm2(case: Case, stream: str) -> float | None:
-    """The marked area of a scan in mm2; None if the stream did not run or the file does not say how large pixels are."""
+    """The marked area of a scan in mm2; None if the stream did not run or the size of pixels is not known."""
     if case.single is None or case.scan is None or case.scan.pixel_spacing_mm is None:
         return None
     part, (height, width) = case.single.area_fraction[stream], case.single.size_hw

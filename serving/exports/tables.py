@@ -44,6 +44,7 @@ CASE_COLUMNS: Final = (
     *(f"lung_ml_{side}" for side in SIDE_NAMES),
     *(f"{name}_ml_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
     *(f"{name}_percent_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
+    "doubts",
     "problems",
     "models",
     "software",
@@ -70,6 +71,7 @@ def case_row(case: Case, name: str) -> dict[str, Cell]:
     row |= _scores(report.diagnosis, report.manifestations, report.area_fraction)
     row |= {f"threshold_{key}": value for key, value in report.thresholds.items()}
     row["models"] = "; ".join(f"{model}={version}" for model, version in sorted(report.models.items()))
+    row["doubts"] = "; ".join(doubts_of(case))
     row["problems"] = "; ".join(problems_of(case))
     row |= _study_cells(report) if isinstance(report, StudyReport) else _scan_cells(case)
     return row
@@ -94,11 +96,16 @@ def slice_row(one: SliceReading, name: str, *, counted: bool) -> dict[str, Cell]
 
 
 def problems_of(case: Case) -> tuple[str, ...]:
-    """What whoever reads the case should know of it, in words that name nobody."""
+    """What whoever reads a study should know of it, in words that name nobody, what matters most first."""
     if case.study is None:
         return ()
     read, of = len(case.study.slices), case.study.shape[0]
-    return (*case.study.problems, *(() if case.study.complete else (f"only {read:,} of {of:,} slices were read",)))
+    return (*(() if case.study.complete else (f"only {read:,} of {of:,} slices were read",)), *case.study.problems)
+
+
+def doubts_of(case: Case) -> tuple[str, ...]:
+    """Why the scan may be no plausible chest scan, in words; none if nothing speaks against it."""
+    return tuple(getattr(case.report, "doubts", ()))
 
 
 def write_csv(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:
