@@ -145,7 +145,7 @@ def _finding(case: Case, name: str, segmentation: pydicom.Dataset | None) -> Any
 
     sr, probability, threshold = highdicom.sr, case.report.manifestations[name], case.report.thresholds[name]
     measured = [_measured(codes.THRESHOLD, threshold, "1"), *_sizes(case, name)]
-    evaluated = [sr.QualitativeEvaluation(codes.STATUS, codes.STATUS_VALUES[_status(case)])]
+    evaluated = [sr.QualitativeEvaluation(codes.STATUS, codes.STATUS_VALUES[case.report.status[MANIFESTATIONS_STAGE]])]
     if probability is not None:
         measured.insert(0, _measured(codes.PROBABILITY, probability, "1"))
         reached = codes.YES if probability >= threshold else codes.NO
@@ -170,12 +170,6 @@ def _finding(case: Case, name: str, segmentation: pydicom.Dataset | None) -> Any
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking, referenced_segment=_region(case, segment, segmentation), **said
     )
-
-
-def _status(case: Case) -> str:
-    if case.study is None:
-        return str(case.report.status[MANIFESTATIONS_STAGE]) if case.single is not None else "not_run"
-    return "ran" if any(one.status[MANIFESTATIONS_STAGE] == "ran" for one in case.study.slices) else "not_run"
 
 
 def _sizes(case: Case, name: str) -> list[Any]:

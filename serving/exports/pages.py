@@ -19,6 +19,7 @@ from serving.exports.plots import along_axis
 from serving.exports.tables import doubts_of, problems_of
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS
 from serving.pipeline import ENSEMBLE_NAME
+from serving.results import MANIFESTATIONS_STAGE
 
 _TILES: Final = 8
 _MONTAGE_PT: Final = 268.0
@@ -232,14 +233,14 @@ def _probability(case: Case, name: str) -> str:
     probability = case.report.manifestations[name]
     if probability is not None:
         return f"{probability:.1%}"
-    return "not run" if case.single is None else _STATUS[case.single.status["manifestations"]]
+    return _STATUS[case.report.status[MANIFESTATIONS_STAGE]]
 
 
 def _marked(case: Case, stream: str) -> str:
     part = case.report.area_fraction[stream]
     if part is not None:
         return f"{part:.2%}"
-    return "not run" if case.single is None else _STATUS[case.single.status[stream]]
+    return _STATUS[case.report.status[stream]]
 
 
 def _reached(case: Case, name: str) -> bool:

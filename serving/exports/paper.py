@@ -30,6 +30,8 @@ SOFT: Final[RGB] = (241, 243, 246)
 _REGULAR, _BOLD = "Helvetica", "Helvetica-Bold"
 _LEADING: Final = 1.3
 _ELLIPSIS: Final = "..."
+# 200 dots an inch over the whole width: a radiograph of 20 million pixels is no page.
+_MOST_PX: Final = 1440
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ class Sheet:
         from reportlab.lib.utils import ImageReader
 
         scale = min(width / image.width, height / image.height)
+        shown = image.copy()
+        shown.thumbnail((_MOST_PX, _MOST_PX))
         drawn_wh = image.width * scale, image.height * scale
-        self.canvas.drawImage(ImageReader(image), x, self.y - drawn_wh[1], *drawn_wh)
+        self.canvas.drawImage(ImageReader(shown), x, self.y - drawn_wh[1], *drawn_wh)
         return drawn_wh
 
     def table(self, columns: Sequence[Column], rows: Sequence[Row], x: float = MARGIN_PT, size: float = 8.5) -> None:

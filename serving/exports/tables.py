@@ -69,6 +69,7 @@ def case_row(case: Case, name: str) -> dict[str, Cell]:
     row: dict[str, Cell] = dict.fromkeys(CASE_COLUMNS)
     row |= {"case": name, "software": f"{SOFTWARE} {software_version()}"}
     row |= _scores(report.diagnosis, report.manifestations, report.area_fraction)
+    row |= {f"status_{key}": value for key, value in report.status.items()}
     row |= {f"threshold_{key}": value for key, value in report.thresholds.items()}
     row["models"] = "; ".join(f"{model}={version}" for model, version in sorted(report.models.items()))
     row["doubts"] = "; ".join(doubts_of(case))
@@ -157,7 +158,6 @@ def _scan_cells(case: Case) -> dict[str, Cell]:
         "width_px": width,
         "row_spacing_mm": spacing[0],
         "column_spacing_mm": spacing[1],
-        **{f"status_{key}": value for key, value in case.single.status.items()},
     }
 
 
@@ -166,8 +166,6 @@ def _study_cells(study: StudyReport) -> dict[str, Cell]:
     cells: dict[str, Cell] = {"kind": "study", "modality": "ct"}
     cells |= {"slices": slices, "slices_read": len(study.slices), "height_px": height, "width_px": width}
     cells |= dict(zip(("slice_spacing_mm", "row_spacing_mm", "column_spacing_mm"), spacing, strict=True))
-    for key in STATUS_NAMES:
-        cells[f"status_{key}"] = "ran" if any(one.status[key] == "ran" for one in study.slices) else "not_run"
     for side in SIDE_NAMES:
         cells[f"lung_ml_{side}"] = study.burden.lung[side].ml
         for name, sides in study.burden.found.items():

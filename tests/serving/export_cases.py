@@ -110,6 +110,16 @@ def study_case(volume: Volume, *, read: int | None = None) -> Case:
     return Case.of_volume(volume, study_report(volume, marks(volume.shape), read=read))
 
 
+def classes_of(hu: np.ndarray) -> np.ndarray:
+    """Class ids from the values themselves, so that a mask can be held against whatever grid the values are on."""
+    return np.select([hu > 1000, hu > 250, hu > 150, hu > 50], [2, 3, 2, 1], 0).astype(np.uint8)
+
+
+def hu_case(volume: Volume) -> Case:
+    """A study whose masks are `classes_of` its values."""
+    return Case.of_volume(volume, study_report(volume, classes_of(np.stack(list(volume.slices_hu())))))
+
+
 def drawn_case(data: bytes, seed: int = 3, size_px: int = 512) -> Case:
     """The case of `ct_slice` of that seed, however it is packed, with what was drawn as masks."""
     return Case.of_scan(data, ct_report(streams_of(ct_slice(seed, size_px).mask)))
