@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pydicom
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from pydicom.uid import generate_uid
 
 from serving.dicom_planes import Plane
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SERIES_NUMBER: Final = 901
 _ORIENTATION_TOLERANCE: Final = 1e-4
+# 680 slices of 512 x 512 with a mark in each; highdicom takes two to three times as much to look for overlaps.
+_MOST_BYTES: Final = 2**30
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,21 @@ def _turned(planes: Sequence[Plane]) -> float:
 
 def _pixels(case: Case, segments: Sequence[Segment]) -> tuple[list[int], UInt8[np.ndarray, "marked h w segments"]]:
     """The planes in which anything is marked (the first, if nothing is), and their segments."""
-    masks = {stream: case.source_masks(stream) for stream in case.ran}
-    hit: Bool[np.ndarray, " n"] = np.any([mask.any(axis=(1, 2)) for mask in masks.values()], axis=0)
+    planes, (height, width) = len(case.planes), case.planes[0].size_hw
+    # A stream at a time: of a large study even one is hundreds of MiB.
+    hit = np.zeros(planes, bool)
+    for stream in case.ran:
+        hit |= case.source_masks(stream).any(axis=(1, 2))
     marked = [int(i) for i in np.flatnonzero(hit)] or [0]
-    pixels = np.empty((len(marked), *case.planes[0].size_hw, len(segments)), np.uint8)
-    for segment in segments:
-        np.equal(masks[segment.stream][marked], segment.class_id, out=pixels[..., segment.number - 1].view(np.bool_))
+    if (needed := len(marked) * height * width * len(segments)) > _MOST_BYTES:
+        raise CanNotExport(f"seg: expected at most {_MOST_BYTES:,} voxels of segments, got {needed:,}: see nifti")
+    pixels = np.empty((len(marked), height, width, len(segments)), np.uint8)
+    for stream in case.ran:
+        mask = case.source_masks(stream)
+        for segment in segments:
+            if segment.stream == stream:
+                for at, plane in enumerate(marked):
+                    pixels[at, ..., segment.number - 1] = mask[plane] == segment.class_id
     return marked, pixels
 
 
