@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SERIES_NUMBER: Final = 902
 # Of this software as an observer, whatever machine it runs on: TID 1004 demands one.
-_OBSERVER_UID: Final = generate_uid(prefix=None, entropy_srcs=[SOFTWARE])
+_OBSERVER_UID: Final = generate_uid(entropy_srcs=[SOFTWARE])
 _SIDES: Final = ((BOTH, None), ("right", codes.RIGHT), ("left", codes.LEFT))
 
 
@@ -254,7 +254,7 @@ def _frame(case: Case, segment: pydicom.Dataset, segmentation: pydicom.Dataset) 
         if frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == segment.SegmentNumber
     ]
     image, plane = images_of(case.planes)[0], case.planes[0]
-    return highdicom.sr.ReferencedSegmentationFrame(
+    referred = highdicom.sr.ReferencedSegmentationFrame(
         sop_class_uid=segmentation.SOPClassUID,
         sop_instance_uid=segmentation.SOPInstanceUID,
         frame_number=of_segment[0],
@@ -263,6 +263,9 @@ def _frame(case: Case, segment: pydicom.Dataset, segmentation: pydicom.Dataset) 
             image.SOPClassUID, image.SOPInstanceUID, [plane.frame + 1] if plane.frame_count > 1 else None
         ),
     )
+    # PS3.3 C.17.3 has a frame or a segment; the one frame of this segment is meant at any rate.
+    del referred[0].ReferencedSOPSequence[0].ReferencedFrameNumber
+    return referred
 
 
 def _region(case: Case, segment: pydicom.Dataset, segmentation: pydicom.Dataset) -> Any:

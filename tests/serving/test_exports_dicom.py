@@ -319,6 +319,11 @@ def test_a_single_slice_refers_to_the_frame_and_has_its_area(tmp_path: Path) -> 
         if item.ValueType == "IMAGE" and "ReferencedSegmentNumber" in item.ReferencedSOPSequence[0]
     )
     assert (frame.ReferencedSOPInstanceUID, frame.ReferencedSegmentNumber) == (segmented.SOPInstanceUID, 1)
+    assert "ReferencedFrameNumber" not in frame
+    (read,) = highdicom.sr.srread(tmp_path / "case.sr.dcm").content.get_planar_roi_measurement_groups(
+        finding_type=MANIFESTATION_CODES["ground_glass"]
+    )
+    assert read.get_measurements(PROBABILITY)[0].value == 0.9
     mask = case.masks()["ground_glass"]
     assert numbers(group, "42798000")[""] == pytest.approx(np.count_nonzero(mask) * 0.75 * 0.5)
 
