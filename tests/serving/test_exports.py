@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lungstreams.predicting import case_json
+from lungstreams.cases import failed_case, scan_case
+from lungstreams.cases import study_case as lines_study
 from serving.client import PipelineClient
-from serving.errors import CanNotExport, RequestError, ScanError, UnreadableScan
+from serving.errors import AmbiguousStudy, CanNotExport, RequestError, ScanError, UnreadableScan
 from serving.exports import KINDS, Case, possible, write
 from serving.exports.pictures import MOST_TILES, chosen_slices
 from serving.exports.tables import CASE_COLUMNS, SLICE_COLUMNS
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
 from serving.phantom import chest_xray, ct_slice, dicom_bytes, png_bytes
+from serving.series import LeftOut
 from serving.studies import open_volume
 from serving.study_reading import read_volume
 from serving.tritonserver import TritonServer
@@ -56,6 +60,12 @@ def of_schema(name: str) -> jsonschema.Draft202012Validator:
 def test_the_kinds_are_those_that_were_agreed_on() -> None:
     assert tuple(KINDS) == ("json", "csv", "overlay", "nifti", "seg", "sr", "pdf")
     assert all(KINDS.values())
+
+
+def test_what_writes_dicom_and_pdf_is_loaded_by_whoever_writes_them() -> None:
+    probe = "import sys, serving.exports; print(sorted({'highdicom', 'reportlab'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_what_can_be_made_of_what() -> None:
@@ -145,14 +155,21 @@ def test_the_schema_refuses_what_it_should(tmp_path: Path) -> None:
 
 
 def test_the_lines_of_predict_are_of_the_schema() -> None:
-    report = drawn_case(png_bytes(PIXELS)).single
-    assert report is not None
-    line = json.loads(json.dumps(case_json(Path("scan.png"), report, dict.fromkeys(STREAM_NAMES))))
-    of_schema("line").validate(line)
-    assert not of_schema("line").is_valid({key: value for key, value in line.items() if key != "masks"})
-    failed = {"file": "a.png", "error": {"type": "UnreadableScan", "message": "expected PNG"}}
-    of_schema("failed_line").validate(failed)
-    assert not of_schema("line").is_valid(failed)
+    scan, volume = drawn_case(png_bytes(PIXELS)).single, study(read=5).study
+    assert scan is not None
+    assert volume is not None
+    nothing = dict.fromkeys(STREAM_NAMES)
+    for case in (scan_case("scan.png", scan, nothing), lines_study("s", volume, nothing, "CT", [LeftOut(2, "why")])):
+        line = json.loads(case.line)
+        of_schema("line").validate(line)
+        assert set(line) <= set(SCHEMA["$defs"]["line"]["properties"])
+        assert set(line.get("study", ())) <= set(SCHEMA["$defs"]["line"]["properties"]["study"]["properties"])
+        for key in ("masks", "status"):
+            assert not of_schema("line").is_valid({name: value for name, value in line.items() if name != key})
+    for error in (UnreadableScan("expected PNG"), AmbiguousStudy(["CT", "CT"]), OSError(2, "No such file")):
+        failed = json.loads(failed_case("a.png", error).line)
+        of_schema("failed_line").validate(failed)
+        assert not of_schema("line").is_valid(failed)
 
 
 def test_a_row_a_case_in_columns_that_do_not_move(tmp_path: Path) -> None:
