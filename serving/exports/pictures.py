@@ -64,23 +64,30 @@ def chosen_slices(study: StudyReport, most: int = MOST_TILES) -> tuple[int, ...]
     return tuple(sorted(kept))
 
 
-def montage(case: Case) -> Image.Image:
-    """The montage of a study, with numbers of slices and a legend."""
+def montage(case: Case, most: int = MOST_TILES, *, legend: bool = True) -> Image.Image:
+    """The montage of a study, with numbers of slices.
+
+    Args:
+        case: A study.
+        most: How many slices at most.
+        legend: Whether to write below it which colour is what.
+    """
     study = case.study
     assert study is not None
-    chosen = chosen_slices(study)
+    chosen = chosen_slices(study, most)
     by_index = {one.index: one for one in study.slices}
     tiles = [_tile(case, by_index[index], study) for index in chosen]
     columns = min(_COLUMNS, len(tiles))
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     rows = -(-len(tiles) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + _GAP_PX) + _GAP_PX, rows * (height + _GAP_PX) + _GAP_PX + _STRIP_PX), _BACK
-    )
+    strip = _STRIP_PX if legend else 0
+    size_wh = columns * (width + _GAP_PX) + _GAP_PX, rows * (height + _GAP_PX) + _GAP_PX + strip
+    sheet = Image.new("RGB", size_wh, _BACK)
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
         sheet.paste(tile, (_GAP_PX + column * (width + _GAP_PX), _GAP_PX + row * (height + _GAP_PX)))
-    _legend(sheet)
+    if legend:
+        _legend(sheet)
     return sheet
 
 
