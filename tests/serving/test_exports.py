@@ -236,6 +236,19 @@ def test_a_montage_shows_the_most_affected_slices_apart() -> None:
     assert spread == (0, 20, 39, 59)
 
 
+def test_a_montage_is_of_slices_that_show_lung() -> None:
+    ids = np.ones((12, 60, 60), np.uint8)
+    ids[6:, 10:] = 0
+    report = study_report(Volume(Memory(np.full(ids.shape, -900, np.int16)), np.eye(4), Layout()), ids)
+    without = [replace(one, lung_px=1000 if one.index >= 6 else 10) for one in report.slices]
+    assert min(chosen_slices(replace(report, slices=tuple(without)))) == 6
+    # Marks that are only beside the lungs are shown, too.
+    ids[6:] = 0
+    only = study_report(Volume(Memory(np.full(ids.shape, -900, np.int16)), np.eye(4), Layout()), ids)
+    beside = [replace(one, lung_px=1000 if one.index >= 6 else 10) for one in only.slices]
+    assert max(chosen_slices(replace(only, slices=tuple(beside)))) == 5
+
+
 def test_a_montage_is_a_picture_of_tiles(tmp_path: Path) -> None:
     (path,) = write(study(), ["overlay"], tmp_path, "case")["overlay"]
     with Image.open(path) as image:
