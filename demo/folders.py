@@ -11,6 +11,12 @@ from typing import Final
 
 _GRADIO_CACHE: Final = "GRADIO_TEMP_DIR"
 
+KEPT_S: Final = 3600
+"""How long the page keeps what a visitor sent and what was made of it, in seconds."""
+
+SWEEP_S: Final = 300
+"""How often it looks for what is older: so nothing is there for longer than both together."""
+
 
 def make_private_folder() -> Path:
     """A folder that only this user can read, removed when the process ends. Gradio's cache goes there too.
