@@ -224,7 +224,7 @@ HEAD: Final = (
     '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
     # Gradio marks the body, so what it inherits is light and what is dark overrides it.
     f"<style>:root{{--ls-film:{FILM};color-scheme:light;{_variables(_LIGHT)}}}"
-    # The theme has one accent for both rooms, and its sheet comes later: hence the body's name, too.
-    f"body.dark{{color-scheme:dark;--color-accent:{_DARK.accent};{_variables(_DARK)}}}</style>"
+    # The theme has one accent for both rooms, and sets it on `:root .dark`.
+    f":root body.dark{{color-scheme:dark;--color-accent:{_DARK.accent};{_variables(_DARK)}}}</style>"
 )
 """What the page's head holds; `demo.script.SCRIPT` goes there too."""

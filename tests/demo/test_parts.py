@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from demo.case import KeptReport, View, read_case
+from demo.parts import chosen_thresholds, seen_through
+from demo.site import Stops
+from serving import phantom
+from serving.errors import RequestError, ServerUnreachable
+from serving.tritonserver import TritonServer
+from serving.windows import LUNG, MEDIASTINAL, Window, through
+
+
+def test_a_window_by_name_or_by_hand() -> None:
+    assert seen_through("lung", 0, 1) == LUNG
+    assert seen_through("mediastinal", None, None) == MEDIASTINAL
+    assert seen_through("custom", 50, 350) == Window(50, 350)
+    # A field that was emptied.
+    assert seen_through("custom", None, 350) == Window(LUNG.level_hu, 350)
+    assert seen_through(None, None, None) == LUNG
+    with pytest.raises(RequestError):
+        seen_through("bone", 0, 1)
+
+
+def test_thresholds_that_were_emptied_are_left_out() -> None:
+    assert chosen_thresholds([0.1, None, 0.3, None]) == {"covid19": 0.1, "consolidation": 0.3}
+
+
+def test_only_the_session_that_asks_is_stopped() -> None:
+    stops = Stops()
+    one, other, program = stops.start("a"), stops.start("b"), stops.start(None)
+    stops.stop("a")
+    stops.stop(None)
+    stops.stop("nobody")
+    assert (one.is_set(), other.is_set(), program.is_set()) == (True, False, False)
+
+
+def test_another_reading_of_a_session_stops_the_one_before_and_outlives_its_end() -> None:
+    stops = Stops()
+    first = stops.start("a")
+    second = stops.start("a")
+    assert first.is_set()
+    stops.end(first)
+    stops.stop("a")
+    assert second.is_set()
+    stops.end(second)
+    assert isinstance(stops.start("a"), threading.Event)
+
+
+def test_a_view_with_hounsfield_units_is_drawn_through_the_chosen_window() -> None:
+    hu = np.linspace(-1000, 300, 64 * 64, dtype=np.float32).reshape(64, 64)
+    view = View(through(hu, LUNG), {}, hu)
+    np.testing.assert_array_equal(view.draw([], 0.5, MEDIASTINAL)[..., 0], through(hu, MEDIASTINAL))
+    np.testing.assert_array_equal(view.draw([], 0.5)[..., 0], view.pixels)
+    # A picture has none, whatever is chosen.
+    np.testing.assert_array_equal(View(view.pixels, {}).draw([], 0.5, MEDIASTINAL)[..., 0], view.pixels)
+
+
+@pytest.mark.triton
+def test_a_dicom_slice_has_hounsfield_units_and_a_picture_has_not(toy_triton: TritonServer) -> None:
+    pixels = phantom.ct_slice(size_px=128).pixels
+    dicom, _ = read_case(toy_triton.grpc_url, phantom.dicom_bytes(pixels), "auto", {})
+    assert dicom.hu is not None
+    assert np.abs(through(dicom.hu, LUNG).astype(int) - pixels).max() <= 1
+    png, _ = read_case(toy_triton.grpc_url, phantom.png_bytes(pixels), "ct", {})
+    assert png.hu is None
+
+
+@pytest.mark.triton
+def test_a_kept_report_is_the_report(toy_triton: TritonServer, tmp_path: object) -> None:
+    from pathlib import Path
+
+    data = phantom.png_bytes(phantom.ct_slice(size_px=128).pixels)
+    _, report = read_case(toy_triton.grpc_url, data, "ct", dict.fromkeys(("consolidation",), 0.0))
+    kept = KeptReport.of(Path("scan.png"), report).report()
+    assert kept.to_json() == report.to_json()
+    for stream, mask in report.masks.items():
+        if mask is None:
+            assert kept.masks[stream] is None
+        else:
+            np.testing.assert_array_equal(kept.masks[stream], mask)
+
+
+def test_no_server_no_case() -> None:
+    with pytest.raises(ServerUnreachable):
+        read_case("127.0.0.1:1", phantom.png_bytes(phantom.ct_slice(size_px=128).pixels), "ct", {})
