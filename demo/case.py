@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from demo.folders import kept
 from serving import scans, windows
 from serving.client import PipelineClient
 from serving.dicom_volumes import DicomVoxels
@@ -88,8 +89,9 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         ScanTooLarge: If it is larger than a scan may be; nothing was read.
-        FileNotFoundError: If it is not kept any more.
+        UploadGone: If it is not kept any more.
     """
+    (path,) = kept([path])
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")

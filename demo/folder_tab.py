@@ -11,6 +11,7 @@ import gradio as gr
 
 from demo import folder, panels
 from demo.downloads import fetch
+from demo.folders import kept
 from demo.parts import AT_ONCE, SHOW_RESULT, chosen_thresholds, html, shown, threshold_sliders
 from demo.site import Site, Stops
 from serving.errors import LungstreamsError
@@ -115,14 +116,11 @@ class FolderTab:
         yield {**self.emptied(), **self._told(0, len(paths))}
         alert = ""
         try:
-            files = [Path(path) for path in paths]
-            for row in folder.read_folder(self.site.url, files, chosen_thresholds(thresholds), stop):
+            for row in folder.read_folder(self.site.url, kept(paths), chosen_thresholds(thresholds), stop):
                 rows.append(row)
                 yield {**self._told(len(rows), len(paths)), self.table: folder.table(rows)}
         except LungstreamsError as error:
             alert = panels.alert(error)
-        except FileNotFoundError:
-            alert = panels.message("The upload is not kept any more", "upload the files again")
         finally:
             self.stops.end(stop)
         if len(rows) < len(paths) and not alert:
@@ -169,11 +167,10 @@ class FolderTab:
             consolidation: Threshold of its stream.
             pleural_effusion: Threshold of its stream.
         """
-        files = [Path(path) for path in paths or ()]
         stop = self.stops.start(None)
         thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
         try:
-            rows = list(folder.read_folder(self.site.url, files, thresholds, stop))
+            rows = list(folder.read_folder(self.site.url, kept(paths or ()), thresholds, stop))
         except LungstreamsError as error:
             return [panels.error_json(error)]
         return [row.to_json() for row in sorted(rows, key=lambda row: row.number)]

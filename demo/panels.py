@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
+from demo.folders import UploadGone
 from demo.rows import card, row, scrolled, sentence, swatch
 from demo.watch import Health
 from serving import pipeline
@@ -59,6 +60,7 @@ def server_banner(health: Health, url: str) -> str:
 def alert(error: LungstreamsError) -> str:
     """An error that the visitor can do something about."""
     titles = (
+        (UploadGone, "The upload is not kept any more"),
         (ScanError, "This file can not be read as a scan"),
         (RequestError, "These settings do not fit"),
         (ServerError, "The server did not answer"),

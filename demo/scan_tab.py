@@ -16,6 +16,7 @@ from demo import panels
 from demo.case import KeptReport, View, read_case, read_file
 from demo.downloads import Downloads
 from demo.examples import Example, example_button
+from demo.folders import UploadGone
 from demo.parts import (
     AT_ONCE,
     CASES_AT_ONCE,
@@ -35,7 +36,6 @@ from serving.labels import ALL_STREAM, STREAMS, RequestedModality
 
 FILE_TYPES: Final = [".png", ".jpg", ".jpeg", ".dcm"]
 _FORGOTTEN: Final = "This case is not kept any more: read the scan again."
-_NOT_KEPT: Final = panels.message("The upload is not kept any more", "upload the file again")
 
 
 class ScanTab:
@@ -163,8 +163,6 @@ class ScanTab:
             seen = seen_through(window, level_hu, width_hu)
         except LungstreamsError as error:
             return self.emptied(panels.alert(error))
-        except FileNotFoundError:
-            return self.emptied(_NOT_KEPT)
         # `all` is off at first: its classes are those of the single streams, and would hide them.
         on = [name for name in view.masks if name != ALL_STREAM.name]
         choices = [(stream.title, stream.name) for stream in STREAMS if stream.name in view.masks]
@@ -245,5 +243,5 @@ def _case_of(kept: KeptReport | None) -> exports.Case | None:
         return None
     try:
         return exports.Case.of_scan(read_file(kept.path), kept.report())
-    except FileNotFoundError:
+    except UploadGone:
         return None

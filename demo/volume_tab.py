@@ -7,13 +7,13 @@ file again and drawn; no file of it is written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
 
 from demo import panels, study_panels
 from demo.examples import Example
+from demo.folders import kept
 from demo.parts import AT_ONCE, REDRAW, SHOW_RESULT, chosen_thresholds, or_default, seen_through, shown
 from demo.site import Site, Stops
 from demo.study import Progress, Shelf, StudyView, open_study, read_slices, source_of
@@ -105,7 +105,7 @@ class VolumeTab:
         yield {**screen.emptied(), **waiting}
         stop = self.stops.start(request.session_hash)
         try:
-            opened = open_study([Path(path) for path in paths], series)
+            opened = open_study(kept(paths), series)
             if not isinstance(opened, Volume):
                 yield {**screen.emptied(), screen.series: choices(opened)}
                 return
@@ -115,8 +115,6 @@ class VolumeTab:
             yield self._outcome(opened, progress, or_default(opacity), seen)
         except LungstreamsError as error:
             yield screen.emptied(panels.alert(error))
-        except FileNotFoundError:
-            yield screen.emptied(panels.message("The upload is not kept any more", "upload the files again"))
         finally:
             self.stops.end(stop)
 
@@ -146,7 +144,7 @@ class VolumeTab:
             return film(view, index, streams, or_default(opacity), seen), words(view, index)
         except RequestError as error:
             gr.Info(str(error))
-        except (LungstreamsError, FileNotFoundError):
+        except LungstreamsError:
             gr.Info(_GONE)
         return gr.skip(), gr.skip()
 
@@ -172,7 +170,7 @@ class VolumeTab:
         try:
             if not paths:
                 raise RequestError("expected files, got none")
-            volume = open_volume(source_of([Path(path) for path in paths]), None if series is None else int(series))
+            volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
             with PipelineClient(self.site.url) as client:
                 return read_volume(client, volume, thresholds).to_json()

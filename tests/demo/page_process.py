@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @contextmanager
 def served_page(
-    triton_url: str, *, environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None, **options: int
+    triton_url: str, *, environment: Mapping[str, str] | None = None, log: Path | None = None, **options: int
 ) -> Iterator[str]:
     """Serve the page on a free port, and end it.
 

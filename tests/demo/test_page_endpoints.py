@@ -20,21 +20,20 @@ from tests.demo.page_process import served_page
 
 pytestmark = [pytest.mark.triton]
 
-KEPT_S = 2
 PATIENCE_S = 60
 PATIENT = "Mustermann-Erika"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the page that forgets quickly keeps its files."""
+    """Where the page keeps its files."""
     return tmp_path_factory.mktemp("page")
 
 
 @pytest.fixture(scope="module")
 def page(toy_triton: TritonServer, folder: Path) -> Iterator[str]:
     own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "cache")}
-    with served_page(toy_triton.grpc_url, environment=own, log=folder / "log", kept_s=KEPT_S, sweep_s=1) as url:
+    with served_page(toy_triton.grpc_url, environment=own, log=folder / "log") as url:
         yield url
 
 
@@ -48,10 +47,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(program: str, folder: Path) -> str:
+def run(program: str, folder: Path, *arguments: str) -> str:
     # In a process of its own: gradio_client leaves event loops behind, as Gradio does.
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], cwd=folder, capture_output=True, text=True, timeout=240
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout
@@ -91,20 +94,23 @@ print(json.dumps([bad, none, "Highest score" in str(html), names]))
 
 
 def test_what_was_uploaded_and_drawn_is_gone_after_the_time_that_the_page_states(
-    page: str, files: Path, folder: Path
+    toy_triton: TritonServer, files: Path, tmp_path: Path
 ) -> None:
-    program = f"""
+    program = """
+import sys
 from gradio_client import Client, handle_file
-page = Client({page!r}, verbose=False)
-page.predict(handle_file({PATIENT + ".png"!r}), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
+page = Client(sys.argv[1], verbose=False)
+page.predict(handle_file(sys.argv[2]), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
 """
-    run(program, files)
-    deadline_s = time.monotonic() + PATIENCE_S
-    while (left := uploaded(folder)) and time.monotonic() < deadline_s:
-        time.sleep(0.2)
-    assert left == []
-    # The drawn examples stay.
-    assert list(folder.rglob("phantom-ct.png"))
+    own = {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "cache")}
+    with served_page(toy_triton.grpc_url, environment=own, kept_s=1, sweep_s=1) as url:
+        run(program, files, url, f"{PATIENT}.png")
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (left := uploaded(tmp_path)) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert left == []
+        # The drawn examples stay.
+        assert list(tmp_path.rglob("phantom-ct.png"))
 
 
 def uploaded(folder: Path) -> list[str]:

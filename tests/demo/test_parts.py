@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from demo import panels
 from demo.case import KeptReport, View, read_case
+from demo.folders import UploadGone, kept
 from demo.parts import chosen_thresholds, seen_through
 from demo.site import Stops
 from serving import phantom
@@ -70,8 +73,7 @@ def test_a_dicom_slice_has_hounsfield_units_and_a_picture_has_not(toy_triton: Tr
 
 
 @pytest.mark.triton
-def test_a_kept_report_is_the_report(toy_triton: TritonServer, tmp_path: object) -> None:
-    from pathlib import Path
+def test_a_kept_report_is_the_report(toy_triton: TritonServer, tmp_path: Path) -> None:
 
     data = phantom.png_bytes(phantom.ct_slice(size_px=128).pixels)
     _, report = read_case(toy_triton.grpc_url, data, "ct", dict.fromkeys(("consolidation",), 0.0))
@@ -87,3 +89,13 @@ def test_a_kept_report_is_the_report(toy_triton: TritonServer, tmp_path: object)
 def test_no_server_no_case() -> None:
     with pytest.raises(ServerUnreachable):
         read_case("127.0.0.1:1", phantom.png_bytes(phantom.ct_slice(size_px=128).pixels), "ct", {})
+
+
+def test_an_upload_that_is_gone_is_said_without_its_name(tmp_path: Path) -> None:
+    there = tmp_path / "there.png"
+    there.write_bytes(b"")
+    assert kept([str(there)]) == [there]
+    with pytest.raises(UploadGone) as gone:
+        kept([there, tmp_path / "Mustermann.png"])
+    assert "Mustermann" not in str(gone.value)
+    assert "not kept any more" in panels.alert(gone.value)
