@@ -131,7 +131,7 @@ def _privacy(site: Site) -> str:
         "<li>What was said of a scan, and what it takes to draw it, stays in memory for your session for as long. Of "
         f"studies the page keeps the last {STUDIES_KEPT} of all visitors; their slices are read from your files again "
         "when you look at them. A packed NIfTI is unpacked to a file without a name, which goes with the study.</li>"
-        "<li>DICOM SEG and SR carry the patient and study of your DICOM files, or no archive would take them. The other "
+        "<li>DICOM SEG and SR carry the patient and study of your DICOM files, or no archive would take them. Other "
         "files to take away name nobody.</li>"
         "<li>No file name, and nothing of a DICOM header, is logged or counted.</li></ul></section>"
     )

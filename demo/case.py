@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from demo.folders import kept
 from serving import scans, windows
+from serving.activation import ActivationMaps, render_heat, restore_map
 from serving.client import PipelineClient
 from serving.dicom_volumes import DicomVoxels
 from serving.errors import ScanError, ScanTooLarge
@@ -37,23 +38,31 @@ class View:
         pixels: The scan.
         masks: The masks of the streams that ran.
         hu: Hounsfield units at the size of the file; None where it has none.
+        maps: What spoke for each diagnosis; None where nobody asked.
     """
 
     pixels: UInt8[np.ndarray, "h w"]
     masks: Mapping[str, UInt8[np.ndarray, "h w"]]
     hu: Float32[np.ndarray, "file_h file_w"] | None = field(default=None, repr=False)
+    maps: ActivationMaps | None = field(default=None, repr=False)
 
-    def draw(self, streams: Sequence[str], opacity: float, seen: Window = LUNG) -> UInt8[np.ndarray, "h w 3"]:
+    def draw(
+        self, streams: Sequence[str], opacity: float, seen: Window = LUNG, why: str = ""
+    ) -> UInt8[np.ndarray, "h w 3"]:
         """The scan under the chosen streams: `all` lowest, then in the order of `STREAMS`.
 
         Args:
             streams: Names; those that did not run are left out.
             opacity: In `[0, 1]`.
             seen: The window, where there are Hounsfield units.
+            why: The diagnosis whose heat is drawn in place of the masks: colours over colours could not be read.
         """
         pixels = self.pixels
         if self.hu is not None and seen != LUNG:
             pixels = fit(windows.through(self.hu, seen), _DISPLAY_SIDE_PX, is_mask=False)
+        if self.maps is not None and why in self.maps:
+            height, width = pixels.shape
+            return render_heat(pixels, restore_map(self.maps.cells(why), (height, width)))
         chosen = [stream.name for stream in STREAMS if stream.name in streams and stream.name in self.masks]
         return render(pixels, [stream_layer(name, self.masks[name]) for name in chosen], opacity)
 
@@ -99,7 +108,12 @@ def read_file(path: Path) -> bytes:
 
 
 def read_case(
-    url: str, data: bytes, modality: RequestedModality, thresholds: Mapping[str, float]
+    url: str,
+    data: bytes,
+    modality: RequestedModality,
+    thresholds: Mapping[str, float],
+    *,
+    explain: bool = False,
 ) -> tuple[View, CaseReport]:
     """Ask the pipeline for one case.
 
@@ -108,16 +122,17 @@ def read_case(
         data: The file, as it was uploaded.
         modality: What the visitor said it is.
         thresholds: By name, each in `[0, 1]`.
+        explain: Whether to ask for what spoke for each diagnosis, too.
 
     Raises:
         LungstreamsError: Whatever was wrong with the file, the settings or the server.
     """
     # A client a case: the page then holds nothing that would have to be closed with it.
     with PipelineClient(url) as client:
-        report = client.predict(data, modality, thresholds)
+        report = client.predict(data, modality, thresholds, explain=explain)
     scan = scans.decode(data, report.modality)
     masks = {name: fit(mask, _DISPLAY_SIDE_PX, is_mask=True) for name, mask in report.masks.items() if mask is not None}
-    return View(fit(scan.pixels, _DISPLAY_SIDE_PX, is_mask=False), masks, _hu(data, scan)), report
+    return View(fit(scan.pixels, _DISPLAY_SIDE_PX, is_mask=False), masks, _hu(data, scan), report.activation), report
 
 
 def _hu(data: bytes, scan: Scan) -> Float32[np.ndarray, "h w"] | None:

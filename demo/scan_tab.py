@@ -7,6 +7,7 @@ changing the opacity or the window draws again and infers nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from demo.folders import UploadGone
 from demo.parts import (
     AT_ONCE,
     CASES_AT_ONCE,
+    REDRAW,
     SHOW_RESULT,
     Layers,
     chosen_thresholds,
@@ -31,10 +33,14 @@ from demo.parts import (
 )
 from demo.site import Site
 from serving import exports
+from serving.activation import CAUTION
 from serving.errors import LungstreamsError, RequestError
-from serving.labels import ALL_STREAM, STREAMS, RequestedModality
+from serving.labels import ALL_STREAM, DIAGNOSES, STREAMS, RequestedModality
 
 FILE_TYPES: Final = [".png", ".jpg", ".jpeg", ".dcm"]
+_OFF: Final = ""
+"""No diagnosis: the masks are drawn."""
+
 _FORGOTTEN: Final = "This case is not kept any more: read the scan again."
 
 
@@ -84,6 +90,10 @@ class ScanTab:
                     alt_text="The scan with the chosen masks over it",
                 )
                 self.layers = Layers()
+                with gr.Group(visible=False, elem_id="why-box", elem_classes="ls-controls") as self.why_box:
+                    choices = [("Off", _OFF), *((label.title, label.name) for label in DIAGNOSES)]
+                    self.why = gr.Radio(choices, value=_OFF, label="Why this diagnosis", elem_id="why")
+                    html(f'<p class="ls-note ls-inset">{escape(CAUTION)} Drawn in place of the masks.</p>')
             with gr.Column(elem_classes="ls-findings"):
                 self.diagnosis = html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = html(elem_id="manifestations", visible=False)
@@ -114,7 +124,9 @@ class ScanTab:
             replaced.append(button.click(self._picked(example), outputs=outputs, **AT_ONCE))
         for event in replaced:
             event.then(**read, js=SHOW_RESULT, api_visibility="private")
-        self.layers.on_input(fn=self.redraw, inputs=[self.view, *self.layers.inputs], outputs=[self.image])
+        inputs = [self.view, *self.layers.inputs, self.why]
+        self.layers.on_input(fn=self.redraw, inputs=inputs, outputs=[self.image])
+        self.why.input(fn=self.redraw, inputs=inputs, outputs=[self.image], **REDRAW)
         self.downloads.wire(self.kept)
         self.asked.click(
             self.predict,
@@ -137,6 +149,8 @@ class ScanTab:
             self.manifestations,
             self.how,
             self.alert,
+            self.why_box,
+            self.why,
             *self.layers.outputs,
             *self.downloads.outputs,
         ]
@@ -159,7 +173,7 @@ class ScanTab:
             return self.emptied(panels.message("There is no scan to read", "upload a file or try a phantom first"))
         try:
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            view, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds)
+            view, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds, explain=True)
             seen = seen_through(window, level_hu, width_hu)
         except LungstreamsError as error:
             return self.emptied(panels.alert(error))
@@ -176,13 +190,15 @@ class ScanTab:
             shown(panels.manifestations(report)),
             shown(panels.how(report)),
             shown(""),
+            gr.update(visible=view.maps is not None),
+            _OFF,
             *self.layers.filled(choices, on, has_hu=view.hu is not None, note=panels.layers_note(report)),
             *self.downloads.offered(_case_of(kept)),
         ]
 
     def emptied(self, alert: str = "") -> list[Any]:
         """No result, and perhaps why."""
-        nothing = [panels.intro(), shown(""), shown(""), shown(alert)]
+        nothing = [panels.intro(), shown(""), shown(""), shown(alert), gr.update(visible=False), _OFF]
         film = [gr.update(visible=True), gr.update(value=None, visible=False)]
         return [None, None, *film, *nothing, *self.layers.emptied(), *self.downloads.offered(None)]
 
@@ -194,13 +210,14 @@ class ScanTab:
         window: str | None,
         level_hu: float | None,
         width_hu: float | None,
+        why: str | None,
     ) -> Any:
         """Draw the same case again."""
         if view is None:
             gr.Info(_FORGOTTEN)
             return gr.skip()
         try:
-            return view.draw(streams, or_default(opacity), seen_through(window, level_hu, width_hu))
+            return view.draw(streams, or_default(opacity), seen_through(window, level_hu, width_hu), why or _OFF)
         except RequestError as error:
             gr.Info(str(error))
             return gr.skip()

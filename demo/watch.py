@@ -7,9 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from tritonclient.utils import InferenceServerException
-
-from serving import pipeline, wire
 from serving.client import PipelineClient
 from serving.errors import ServerError, ServerMismatch, ServerNotReady
 
@@ -59,17 +56,11 @@ class ServerWatch:
 
     def versions(self) -> dict[str, str]:
         """Version of each model that the server serves; empty if it does not answer."""
-        triton = wire.connect(self.url)
         try:
-            found = {
-                model: triton.get_model_metadata(model, client_timeout=_PROBE_TIMEOUT_S).versions
-                for model in pipeline.MODEL_NAMES
-            }
-        except InferenceServerException:
+            with PipelineClient(self.url, timeout_s=_PROBE_TIMEOUT_S) as client:
+                return client.versions()
+        except ServerError:
             return {}
-        finally:
-            triton.close()
-        return {model: ", ".join(versions) for model, versions in found.items()}
 
     def _probe(self, was_ready: bool) -> Health:
         # A client a probe: the page then holds nothing that would have to be closed with it, and the state that a

@@ -12,6 +12,7 @@ from demo.folders import UploadGone, kept
 from demo.parts import chosen_thresholds, seen_through
 from demo.site import Stops
 from serving import phantom
+from serving.activation import render_heat
 from serving.errors import RequestError, ServerUnreachable
 from serving.tritonserver import TritonServer
 from serving.windows import LUNG, MEDIASTINAL, Window, through
@@ -99,3 +100,20 @@ def test_an_upload_that_is_gone_is_said_without_its_name(tmp_path: Path) -> None
         kept([there, tmp_path / "Mustermann.png"])
     assert "Mustermann" not in str(gone.value)
     assert "not kept any more" in panels.alert(gone.value)
+
+
+@pytest.mark.triton
+def test_heat_is_drawn_in_place_of_the_masks_and_asks_nobody(toy_triton: TritonServer) -> None:
+    data = phantom.png_bytes(phantom.ct_slice(size_px=128).pixels)
+    view, report = read_case(toy_triton.grpc_url, data, "ct", {}, explain=True)
+    assert report.activation is not None
+    heat = view.draw(["all"], 0.5, why="covid19")
+    np.testing.assert_array_equal(heat, render_heat(view.pixels, report.activation["covid19"]))
+    assert (view.draw(["all"], 0.5, why="normal") != heat).any()
+    np.testing.assert_array_equal(view.draw([], 0.5, why=""), view.draw([], 0.5))
+
+
+@pytest.mark.triton
+def test_nobody_who_does_not_ask_gets_maps(toy_triton: TritonServer) -> None:
+    view, report = read_case(toy_triton.grpc_url, phantom.png_bytes(phantom.ct_slice(size_px=128).pixels), "ct", {})
+    assert view.maps is report.activation is None
