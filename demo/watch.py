@@ -54,6 +54,14 @@ class ServerWatch:
                 self._probed_at_s = time.monotonic()
             return self._health
 
+    def versions(self) -> dict[str, str]:
+        """Version of each model that the server serves; empty if it does not answer."""
+        try:
+            with PipelineClient(self.url, timeout_s=_PROBE_TIMEOUT_S) as client:
+                return client.versions()
+        except ServerError:
+            return {}
+
     def _probe(self, was_ready: bool) -> Health:
         # A client a probe: the page then holds nothing that would have to be closed with it, and the state that a
         # channel is in after losing its server never decides what the visitor sees.
