@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -122,7 +123,7 @@ def _dicoms(folder: Path) -> Iterator[tuple[str, Picture]]:
             yield kind, _grey(dataset.pixel_array, is_hu=kind.startswith("CT"))
 
 
-def _grey(values: Num[np.ndarray, "..."], *, is_hu: bool = False) -> Picture:
+def _grey(values: Num[np.ndarray, ...], *, is_hu: bool = False) -> Picture:
     if values.ndim == 4 or (values.ndim == 3 and values.shape[-1] not in (3, 4)):
         values = values[len(values) // 2]
     if values.ndim == 3:
@@ -214,13 +215,13 @@ def _hand(canvas: Canvas) -> Picture:
         heading = np.array([side * np.sin(angle + rng.normal(0, 0.04)), -np.cos(angle)]) * length * scale
         parts = [0.0, 0.42, 0.72, 1.0] if i == 0 else [0.0, 0.45, 0.7, 0.88, 1.02]
         canvas.stroke(soft, [tuple(wrist), tuple(wrist + heading)], [0.17 * scale, 0.12 * scale])
-        for a, b in zip(parts, parts[1:], strict=False):
+        for a, b in pairwise(parts):
             ends = [tuple(wrist + heading * (part + inset)) for part, inset in ((a, 0.02), (b, -0.015))]
             canvas.stroke(bone, ends, [0.075 * scale, 0.055 * scale])
-    canvas.stroke(soft, [tuple(wrist + (0, -0.3)), tuple(wrist)], [0.5 * scale, 0.38 * scale])
+    canvas.stroke(soft, [(wrist[0], wrist[1] - 0.3), tuple(wrist)], [0.5 * scale, 0.38 * scale])
     canvas.stroke(soft, [tuple(wrist), (wrist[0], 1.4)], [0.34 * scale, 0.4 * scale])
     for x in (-0.08, 0.08):
-        canvas.stroke(bone, [tuple(wrist + (x, 0.06)), (wrist[0] + x, 1.4)], [0.1 * scale, 0.08 * scale])
+        canvas.stroke(bone, [(wrist[0] + x, wrist[1] + 0.06), (wrist[0] + x, 1.4)], [0.1 * scale, 0.08 * scale])
     density = 0.3 * canvas.blur(soft / np.float32(255), 0.02) + 0.4 * canvas.blur(bone / np.float32(255), 0.012)
     density = np.rot90(density, int(rng.choice([0, 0, 0, 1, 2]))) + 0.01 * rng.standard_normal((size, size))
     return np.asarray(np.uint8(255 * np.clip(0.05 + density, 0, 1)))
@@ -232,7 +233,7 @@ def _limb(canvas: Canvas) -> Picture:
     soft, bone = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     lean = rng.uniform(-0.25, 0.25)
     canvas.stroke(soft, [(lean, -1.3), (-lean, 1.3)], [rng.uniform(0.5, 0.8), rng.uniform(0.35, 0.7)])
-    for x in ([0.0] if rng.random() < 0.4 else [-0.1, 0.1]):
+    for x in [0.0] if rng.random() < 0.4 else [-0.1, 0.1]:
         canvas.stroke(bone, [(lean + x, -1.2), (x, 0), (x - lean, 1.2)], [0.14, 0.09, 0.13])
     density = 0.35 * canvas.blur(soft / np.float32(255), 0.03) + 0.4 * canvas.blur(bone / np.float32(255), 0.012)
     density = np.rot90(density, int(rng.integers(2))) + 0.01 * rng.standard_normal((size, size))
@@ -259,7 +260,9 @@ def _abdomen(canvas: Canvas) -> Picture:
     hu = blend(hu, -450, canvas.line([(-0.7, 0.78), (0, 0.88), (0.7, 0.78)], [0.014] * 3))
     hu = blend(hu, -100 + 12 * canvas.noise(0.06), canvas.ellipse((0, 0), (width, depth), wobble=0.015))
     hu = blend(hu, 45 + 10 * canvas.noise(0.05), canvas.ellipse((0, 0.01), (width - 0.07, depth - 0.06), wobble=0.03))
-    hu = blend(hu, -100 + 10 * canvas.noise(0.05), canvas.ellipse((0.05, -0.02), (width - 0.25, depth - 0.2), wobble=0.2))
+    hu = blend(
+        hu, -100 + 10 * canvas.noise(0.05), canvas.ellipse((0.05, -0.02), (width - 0.25, depth - 0.2), wobble=0.2)
+    )
     hu = blend(hu, 60 + 8 * canvas.noise(0.05), canvas.ellipse((-0.32, -0.1), (0.36, 0.36), tilt=0.4, wobble=0.06))
     for side in (-1, 1):
         hu = blend(hu, 35, canvas.ellipse((side * 0.34, 0.26), (0.13, 0.1), tilt=side * 0.6, wobble=0.05))
@@ -269,6 +272,22 @@ def _abdomen(canvas: Canvas) -> Picture:
         hu = blend(hu, -950, canvas.ellipse(at, (rng.uniform(0.02, 0.1), rng.uniform(0.02, 0.07)), wobble=0.15))
     hu = canvas.blur(hu, 0.003) + 22 * rng.standard_normal(hu.shape).astype(np.float32)
     return lung_window(hu)
+
+
+def _head(canvas: Canvas) -> Picture:
+    """An axial slice of a head: the ring of the skull, brain, ventricles, in some window."""
+    rng = canvas.rng
+    radii = (rng.uniform(0.45, 0.7), rng.uniform(0.55, 0.85))
+    bone, brain, ventricles = rng.uniform(0.75, 1), rng.uniform(0.25, 0.9), rng.uniform(0.1, 0.8)
+    values = np.full((canvas.size_px, canvas.size_px), rng.choice([0, 0, 0.2]), np.float32)
+    values = blend(values, 0.6 * brain, canvas.ellipse((0, 0), (radii[0] + 0.04, radii[1] + 0.04)))
+    values = blend(values, bone, canvas.ellipse((0, 0), radii, wobble=0.01))
+    values = blend(values, brain, canvas.ellipse((0, 0), (radii[0] - 0.06, radii[1] - 0.06), wobble=0.01))
+    for side in (-1, 1):
+        ventricle = canvas.ellipse((side * 0.1, rng.uniform(-0.1, 0.1)), (0.06, 0.22), tilt=side * 0.3, wobble=0.1)
+        values = blend(values, ventricles, ventricle)
+    values += 0.03 * canvas.noise(0.08) + 0.02 * rng.standard_normal(values.shape)
+    return np.asarray(np.uint8(255 * np.clip(canvas.blur(values.astype(np.float32), 0.01), 0, 1)))
 
 
 def _blobs(canvas: Canvas) -> Picture:
@@ -292,6 +311,7 @@ DRAWINGS: Final[Mapping[str, Callable[[Canvas], Picture]]] = MappingProxyType(
         "X-ray of a limb, drawn": _limb,
         "X-ray of a skull, drawn": _skull,
         "CT of the abdomen, drawn": _abdomen,
+        "CT of the head, drawn": _head,
         "blobs": _blobs,
     }
 )
