@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo import panels
+from demo import caution, panels
 from demo.case import View, read_case
 from demo.css import CSS
 from demo.examples import Example, draw_examples
@@ -101,8 +101,10 @@ class _Page:
                     self.opacity = gr.Slider(0, 1, value=DEFAULT_OPACITY, step=0.05, label="Opacity", elem_id="opacity")
                 self.layers_note = _html(elem_id="layers-note")
             with gr.Column(elem_classes="ls-findings"):
+                self.doubts = _html(elem_id="doubts", visible=False)
                 self.diagnosis = _html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = _html(elem_id="manifestations", visible=False)
+                self.meaning = _html(elem_id="meaning", visible=False)
                 self.how = _html(elem_id="how", visible=False)
         self.view = gr.State(None)
 
@@ -164,6 +166,8 @@ class _Page:
             self.manifestations,
             self.how,
             self.alert,
+            self.doubts,
+            self.meaning,
         ]
 
     def read(
@@ -224,7 +228,7 @@ def _empty(alert: str = "") -> list[Any]:
     hidden = gr.update(value="", visible=False)
     nothing = gr.update(choices=[], value=[])
     shown = gr.update(value=alert, visible=bool(alert))
-    return [None, None, gr.update(visible=False), nothing, "", panels.intro(), hidden, hidden, shown]
+    return [None, None, gr.update(visible=False), nothing, "", panels.intro(), hidden, hidden, shown, hidden, hidden]
 
 
 def _fill(view: View, report: CaseReport, opacity: float) -> list[Any]:
@@ -241,6 +245,8 @@ def _fill(view: View, report: CaseReport, opacity: float) -> list[Any]:
         gr.update(value=panels.manifestations(report), visible=True),
         gr.update(value=panels.how(report), visible=True),
         gr.update(value="", visible=False),
+        gr.update(value=caution.doubts(report), visible=bool(report.doubts)),
+        gr.update(value=caution.meaning(report), visible=True),
     ]
 
 

@@ -50,6 +50,10 @@ CSS: Final = """
   background: var(--error-background-fill); color: var(--error-text-color); padding: 12px 16px; font-size: 14px;
   line-height: 1.5; overflow-wrap: anywhere; }
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
+.ls-doubt { border: 2px solid #e0a92e; border-left-width: 10px; border-radius: 8px; background: #3a2a05; color: #ffe9b0;
+  padding: 14px 18px; font-size: 15px; line-height: 1.5; }
+.gradio-container .ls-doubt strong { display: block; color: #ffd35c; font-size: 17px; margin-bottom: 4px; }
+.gradio-container .ls-doubt p { color: inherit; }
 .ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: #f6dfa6;
   background: #2b2415; border: 1px solid #54461f; }
 .gradio-container .ls-disclaimer strong { font-weight: 700; color: inherit; }
@@ -126,6 +130,11 @@ CSS: Final = """
 .ls-na { border: 1px dashed #52636e; border-radius: 8px; padding: 14px 16px; font-size: 14px; line-height: 1.5;
   color: #b8c5cc; background: repeating-linear-gradient(135deg, #18222a 0 8px, transparent 8px 16px); }
 .gradio-container .ls-na strong { color: var(--body-text-color); font-size: 15px; }
+.ls-meaning { padding: 0; font-size: 14px; line-height: 1.5; }
+.ls-meaning summary { padding: 12px 18px; font-weight: 700; cursor: pointer; }
+.gradio-container .ls-meaning dl { margin: 0; padding: 0 18px 16px; }
+.gradio-container .ls-meaning dt { font-weight: 700; margin: 8px 0 2px; }
+.gradio-container .ls-meaning dd { margin: 0; color: var(--body-text-color-subdued); }
 
 /* Time and models */
 .ls-scroll { overflow-x: auto; }

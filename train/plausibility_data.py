@@ -28,6 +28,9 @@ Picture = UInt8[np.ndarray, "h w"]
 LUNG_SHARE: Final = 0.02
 """A slice of the whole trunk shows lung from this part of its pixels on, by masks of its source or `serving.lungs`."""
 TURNS: Final = ("clockwise", "half", "anticlockwise", "flipped", "inverted")
+_FILLED: Final = "CT slices with filled lungs"
+MADE: Final = (_FILLED, "shuffled", "a piece of")
+"""How kinds begin that are made of chest scans."""
 _ABDOMEN: Final = "CT of the abdomen, drawn"
 _SHARE: Final = 0.15
 """How many of the scans are also turned, shuffled and cut into pieces."""
@@ -138,7 +141,7 @@ def _of_scan(example: data.Example, root: Path, pixels: Picture, rng: np.random.
             yield _named(example, np.ascontiguousarray(copy), "turned", turn)
     filled = _filled(pixels, rng) if example.modality == "ct" and rng.random() < _FILLED_SHARE else None
     if filled is not None:
-        yield row(filled, "CT slices with filled lungs", "no_lung", example.split, "ct", "filled")
+        yield row(filled, _FILLED, "no_lung", example.split, "ct", "filled")
     for kind, make in (("shuffled", _shuffled), ("a piece of", _piece)):
         if rng.random() < _SHARE:
             yield row(make(pixels, rng), f"{kind} {example.modality}", "not_chest", example.split, example.modality)
