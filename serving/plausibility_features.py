@@ -12,6 +12,7 @@ from typing import Final
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
+from numpy.typing import ArrayLike
 
 from serving import modality
 
@@ -45,8 +46,12 @@ def features(pixels: UInt8[np.ndarray, "h w"]) -> Float32[np.ndarray, " features
         `FEATURES` finite numbers, each of its own unit. An even frame around the picture changes none of them.
     """
     small = _without_frame(_shrunk(pixels, WORKING_PX))
-    numbers = [modality.features(small), _greys(small), _lungs(_shrunk(small, _GREY_PX))]
-    return np.concatenate(numbers).astype(np.float32)
+    return _joined(modality.features(small), _greys(small), _lungs(_shrunk(small, _GREY_PX)))
+
+
+def _joined(*numbers: ArrayLike) -> Float32[np.ndarray, " numbers"]:
+    joined: Float32[np.ndarray, " numbers"] = np.concatenate(numbers).astype(np.float32)
+    return joined
 
 
 def _without_frame(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "new_h new_w"]:
@@ -79,8 +84,7 @@ def _greys(pixels: UInt8[np.ndarray, "h w"]) -> Float32[np.ndarray, " numbers"]:
     entropy = -float(np.sum(shares * np.log(np.where(shares > 0, shares, 1))))
     levels = [mean / 255, spread / 128, float((square < 10).mean()), float((square > 245).mean()), entropy]
     mirrored = [float((even * even[:, ::-1]).mean()), float((even * even[::-1]).mean())]
-    numbers = [thumbnail, fineness, levels, mirrored, np.quantile(even, _QUANTILES)]
-    return np.concatenate(numbers).astype(np.float32)
+    return _joined(thumbnail, fineness, levels, mirrored, np.quantile(even, _QUANTILES))
 
 
 def _lungs(pixels: UInt8[np.ndarray, "h w"]) -> Float32[np.ndarray, " numbers"]:
@@ -96,7 +100,7 @@ def _lungs(pixels: UInt8[np.ndarray, "h w"]) -> Float32[np.ndarray, " numbers"]:
     either = int((inside | inside[:, ::-1]).sum())
     symmetry = int((inside & inside[:, ::-1]).sum()) / either if either else 0.0
     twice = sum(float(mask.mean()) > 0.02 for mask, _, _ in found)
-    return np.concatenate([*described, grid, [symmetry, twice]]).astype(np.float32)
+    return _joined(*described, grid, [symmetry, twice])
 
 
 _Found = tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"], Float32[np.ndarray, "pieces 5"]]

@@ -136,7 +136,7 @@ def _grey(values: Num[np.ndarray, ...], *, is_hu: bool = False) -> Picture:
 
 def _brains(folder: Path) -> Iterator[tuple[str, Picture]]:
     for path in sorted(folder.glob("nilearn/datasets/data/mni_icbm152_t1_*.nii.gz")):
-        volume = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+        volume = np.asanyarray(nibabel.load(path).dataobj)
         for axis, size in enumerate(volume.shape):
             for index in range(size // 5, size * 4 // 5, 9):
                 yield "MR", _grey(np.rot90(np.take(volume, index, axis)).astype(np.float32))

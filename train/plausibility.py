@@ -172,7 +172,7 @@ def new_kinds(
 
 
 def in_short(kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """How many kinds are flagged nearly always. Without those that are made of chest scans to fit on: nobody sends them."""
+    """How many kinds are flagged nearly always, without those made of chest scans to fit on: nobody sends them."""
     shares = [kind["auto"]["share"] for name, kind in kinds.items() if not name.startswith(MADE)]
     return {
         "kinds": len(shares),
