@@ -51,6 +51,10 @@ CSS: Final = """
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
 .ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: var(--ls-note-ink);
   background: var(--ls-note); border: 1px solid var(--ls-note-line); }
+.ls-doubt { border: 2px solid #e0a92e; border-left-width: 10px; border-radius: 8px; background: #3a2a05; color: #ffe9b0;
+  padding: 14px 18px; font-size: 15px; line-height: 1.5; }
+.gradio-container .ls-doubt strong { display: block; color: #ffd35c; font-size: 17px; margin-bottom: 4px; }
+.gradio-container .ls-doubt p { color: inherit; }
 .gradio-container .ls-disclaimer strong { font-weight: 700; color: inherit; }
 
 /* Gradio's own, where it would be of another room */
@@ -218,6 +222,11 @@ CSS: Final = """
   font-size: 13px; line-height: 1.5; background: var(--background-fill-secondary);
   border: 1px solid var(--border-color-primary); }
 .gradio-container .ls-code code { color: var(--body-text-color); white-space: pre; overflow-wrap: normal; }
+.ls-meaning { padding: 0; font-size: 14px; line-height: 1.5; }
+.ls-meaning summary { padding: 12px 18px; font-weight: 700; cursor: pointer; }
+.gradio-container .ls-meaning dl { margin: 0; padding: 0 18px 16px; }
+.gradio-container .ls-meaning dt { font-weight: 700; margin: 8px 0 2px; }
+.gradio-container .ls-meaning dd { margin: 0; color: var(--body-text-color-subdued); }
 
 /* Time and models */
 .ls-scroll { overflow-x: auto; }

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo import panels
+from demo import caution, panels
 from demo.case import KeptReport, View, read_case, read_file
 from demo.downloads import Downloads
 from demo.examples import Example, example_button
@@ -95,8 +95,10 @@ class ScanTab:
                     self.why = gr.Radio(choices, value=_OFF, label="Why this diagnosis", elem_id="why")
                     html(f'<p class="ls-note ls-inset">{escape(CAUTION)} Drawn in place of the masks.</p>')
             with gr.Column(elem_classes="ls-findings"):
+                self.doubts = html(elem_id="doubts", visible=False)
                 self.diagnosis = html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = html(elem_id="manifestations", visible=False)
+                self.meaning = html(elem_id="meaning", visible=False)
                 self.downloads = Downloads("", self.site.folder, _case_of)
                 self.how = html(elem_id="how", visible=False)
         self.view = gr.State(None, time_to_live=self.site.kept_s)
@@ -148,6 +150,8 @@ class ScanTab:
             self.diagnosis,
             self.manifestations,
             self.how,
+            self.doubts,
+            self.meaning,
             self.alert,
             self.why_box,
             self.why,
@@ -189,6 +193,8 @@ class ScanTab:
             panels.diagnosis(report),
             shown(panels.manifestations(report)),
             shown(panels.how(report)),
+            shown(caution.doubts(report)),
+            shown(caution.meaning(report)),
             shown(""),
             gr.update(visible=view.maps is not None),
             _OFF,
@@ -198,7 +204,7 @@ class ScanTab:
 
     def emptied(self, alert: str = "") -> list[Any]:
         """No result, and perhaps why."""
-        nothing = [panels.intro(), shown(""), shown(""), shown(alert), gr.update(visible=False), _OFF]
+        nothing = [panels.intro(), *[shown("") for _ in range(4)], shown(alert), gr.update(visible=False), _OFF]
         film = [gr.update(visible=True), gr.update(value=None, visible=False)]
         return [None, None, *film, *nothing, *self.layers.emptied(), *self.downloads.offered(None)]
 

@@ -15,7 +15,7 @@ from lungstreams.masks import MaskFolder
 from lungstreams.progress import Bars
 from lungstreams.reading import Ask, Reader
 from lungstreams.sources import Listing, Source, list_sources
-from lungstreams.tables import table_of
+from lungstreams.tables import table_of, warning_of
 from serving import exports, pipeline
 from serving.client import PipelineClient
 from serving.errors import RequestError, ScanError, ServerUnreachable
@@ -209,6 +209,8 @@ class _Run:
                 if "error" not in case.data and in_short:
                     out.print(case.sentence, markup=False, highlight=False, soft_wrap=True)
                 elif "error" not in case.data:
+                    if case.doubts:
+                        out.print(warning_of(case))
                     out.print(table_of(case))
                 for complaint in case.complaints:
                     complain(complaint)

@@ -26,6 +26,7 @@ from serving import pipeline, statistics, wire
 from serving.calls import Calls
 from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.plausibility import examine
 from serving.results import CaseReport, build_report, resolve_thresholds
 from serving.scans import Scan, decode
 
@@ -253,6 +254,7 @@ class PipelineClient:
             models=statistics.versions(before, after, (*models, pipeline.ENSEMBLE_NAME)),
             latency_ms=latency_ms,
             stage_ms=statistics.stage_ms(before, after, models),
+            doubts=examine(scan).words,
         )
 
 

@@ -106,7 +106,7 @@ def problems_of(case: Case) -> tuple[str, ...]:
 
 def doubts_of(case: Case) -> tuple[str, ...]:
     """Why the scan may be no plausible chest scan, in words; none if nothing speaks against it."""
-    return tuple(getattr(case.report, "doubts", ()))
+    return case.report.doubts if isinstance(case.report, CaseReport) else ()
 
 
 def write_csv(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:
