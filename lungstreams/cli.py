@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from lungstreams import working
+from lungstreams.access import TlsCa, TlsCert, TlsKey, admin_key, client_tls, server_access
 from lungstreams.console import (
     EXIT_REFUSED,
     EXIT_SOME_FAILED,
@@ -89,6 +90,7 @@ class Accelerator(str, Enum):
         "lungstreams serve",
         "lungstreams serve --grpc-port 0 --http-port 0 --metrics-port 0 --threads 2",
         "lungstreams serve --repository ./model_repository &",
+        "lungstreams serve --public --tls-cert server.pem --tls-key server.key --client-ca clients.pem",
     )
 )
 def serve(
@@ -100,17 +102,29 @@ def serve(
     accelerator: Annotated[
         Accelerator | None, typer.Option(help="Compute the networks by this instead of ONNX Runtime.")
     ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let other machines reach gRPC; needs TLS.")] = False,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="--public: IPv4 address of gRPC. [dim]Default: 0.0.0.0[/dim]")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="gRPC's certificate, as PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The private key of --tls-cert.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Let in only clients whose certificate this signed.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="--public without TLS, in spite of all.")] = False,
 ) -> None:
     """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C.
 
     Writes one line, [bold]ready grpc=127.0.0.1:8001[/bold], to standard output when every model is ready. It binds to
-    loopback: for other machines deploy NVIDIA's container, which serves the same folder.
+    loopback: for other machines deploy NVIDIA's container, which serves the same folder. With --public gRPC is open to
+    them all the same; HTTP and the metrics never are.
     """
     from serving.errors import ServerStartError
     from serving.process import last_word
     from serving.repository import DEFAULT_REPOSITORY
     from serving.tritonserver import ServerConfig, TritonServer
 
+    address, tls = server_access(host, tls_cert, tls_key, client_ca, public=public, insecure=insecure)
     config = ServerConfig(
         repository or DEFAULT_REPOSITORY,
         grpc_port=grpc_port,
@@ -118,13 +132,17 @@ def serve(
         metrics_port=metrics_port,
         threads=threads,
         accelerator=accelerator.value if accelerator else None,
+        host=address,
+        tls=tls,
+        insecure=insecure,
+        admin_key=admin_key(),
     )
     server = TritonServer(config)
     with stopped_by_signals():
         try:
             with spinner("Starting Triton ..."):
                 server.start()
-            typer.echo(f"ready grpc={server.grpc_url}")
+            typer.echo(f"ready grpc={server.config.host}:{server.config.grpc_port}")
             status = server.wait()
             raise ServerStartError(f"Triton ended by itself (exit status {status}): {last_word(server.log_path)}")
         finally:
@@ -199,6 +217,9 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: one object a file.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the masks there, as PNG.")] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Ask the server for each scan and show what it says.
 
@@ -216,6 +237,7 @@ def predict(
         parse_thresholds(threshold or []),
         as_json=as_json,
         masks=MaskFolder(out) if out is not None else None,
+        tls=client_tls(tls_ca, tls_cert, tls_key),
     )
     raise typer.Exit(code)
 

@@ -18,6 +18,7 @@ from serving.errors import InferenceFailed, LungstreamsError, RequestError, Scan
 from serving.labels import DIAGNOSES, MANIFESTATIONS, REQUESTED_MODALITIES, STREAM_NAMES, STREAMS, RequestedModality
 from serving.limits import MAX_FILE_BYTES
 from serving.results import CaseReport, resolve_thresholds
+from serving.tls import ClientTls
 
 _STATUS_TEXT: Final = {"ran": "", "not_run": "not run", "not_applicable": "not applicable"}
 # What is wrong with one file; anything else is wrong with all of them.
@@ -63,6 +64,7 @@ def predict_files(
     *,
     as_json: bool,
     masks: MaskFolder | None,
+    tls: ClientTls | None = None,
 ) -> int:
     """Ask for each file and write what came: the exit code.
 
@@ -70,7 +72,7 @@ def predict_files(
         ServerError: If the server can not be asked at all.
     """
     failed = False
-    with PipelineClient(url) as client:
+    with PipelineClient(url, tls=tls) as client:
         try:
             client.check()
         except ServerUnreachable as error:
