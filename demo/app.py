@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo import panels
+from demo import guard, panels
 from demo.case import View, read_case
 from demo.css import CSS
 from demo.examples import Example, draw_examples
@@ -24,6 +24,7 @@ from serving.errors import LungstreamsError
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, STREAMS, RequestedModality
 from serving.pipeline import THRESHOLD_NAMES, THRESHOLDS
 from serving.results import CaseReport
+from serving.tls import ClientTls
 
 FILE_TYPES: Final = [".png", ".jpg", ".jpeg", ".dcm"]
 DEFAULT_OPACITY: Final = 0.45
@@ -45,9 +46,10 @@ _QUEUE: Final = 32
 class _Page:
     """The components that the events share, and the events."""
 
-    def __init__(self, url: str, examples: Sequence[Example]) -> None:
+    def __init__(self, url: str, tls: ClientTls | None, examples: Sequence[Example]) -> None:
         self.url = url
-        self.watch = ServerWatch(url)
+        self.tls = tls
+        self.watch = ServerWatch(url, tls)
         self.examples = examples
 
     def lay_out(self) -> None:
@@ -176,7 +178,9 @@ class _Page:
             given = zip(THRESHOLD_NAMES, thresholds, strict=True)
             # A field that was emptied reads None: the default then.
             chosen = {name: value for name, value in given if value is not None}
-            return _fill(*read_case(self.url, Path(path).read_bytes(), modality, chosen), _or_default(opacity))
+            return _fill(
+                *read_case(self.url, Path(path).read_bytes(), modality, chosen, self.tls), _or_default(opacity)
+            )
         except LungstreamsError as error:
             return _empty(panels.alert(error))
         except FileNotFoundError:
@@ -244,13 +248,14 @@ def _fill(view: View, report: CaseReport, opacity: float) -> list[Any]:
     ]
 
 
-def build_app(url: str) -> gr.Blocks:
+def build_app(url: str, tls: ClientTls | None = None) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         url: ``host:port`` of Triton's gRPC endpoint. It need not answer yet.
+        tls: For a Triton that speaks TLS.
     """
-    page = _Page(url, draw_examples(make_private_folder()))
+    page = _Page(url, tls, draw_examples(make_private_folder()))
     with gr.Blocks(title="lungstreams", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_S) as blocks:
         page.lay_out()
         page.wire(blocks)
@@ -258,7 +263,14 @@ def build_app(url: str) -> gr.Blocks:
     return blocks
 
 
-def launch(url: str, host: str = "127.0.0.1", port: int = 7860, prevent_thread_lock: bool = False) -> gr.Blocks:
+def launch(
+    url: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    prevent_thread_lock: bool = False,
+    access: guard.PageAccess | None = None,
+    tls: ClientTls | None = None,
+) -> gr.Blocks:
     """Serve the page.
 
     Args:
@@ -266,11 +278,17 @@ def launch(url: str, host: str = "127.0.0.1", port: int = 7860, prevent_thread_l
         host: Address to listen at; the default is this machine only.
         port: Port to listen at.
         prevent_thread_lock: Return at once and serve in the background, until the result's `close()`.
+        access: Who may use the page; by default whoever reaches it, at loopback alone.
+        tls: For a Triton that speaks TLS.
 
     Returns:
         The page; where it is served is its `local_url`.
+
+    Raises:
+        RequestError: If others reach `host` and `access` does not say who of them may use the page.
     """
-    blocks = build_app(url)
+    guarded = guard.options(host, ServerWatch(url, tls), access or guard.PageAccess())
+    blocks = build_app(url, tls)
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -287,5 +305,6 @@ def launch(url: str, host: str = "127.0.0.1", port: int = 7860, prevent_thread_l
         theme=theme(),
         css=CSS,
         head=HEAD,
+        **guarded,
     )
     return blocks

@@ -14,6 +14,7 @@ from serving.client import PipelineClient
 from serving.labels import STREAMS, RequestedModality
 from serving.overlay import fit, render, stream_layer
 from serving.results import CaseReport
+from serving.tls import ClientTls
 
 _DISPLAY_SIDE_PX: Final = 1280
 """No screen shows more of a 3,000-pixel X-ray, and drawing would take seconds."""
@@ -38,7 +39,11 @@ class View:
 
 
 def read_case(
-    url: str, data: bytes, modality: RequestedModality, thresholds: dict[str, float]
+    url: str,
+    data: bytes,
+    modality: RequestedModality,
+    thresholds: dict[str, float],
+    tls: ClientTls | None = None,
 ) -> tuple[View, CaseReport]:
     """Ask the pipeline for one case.
 
@@ -47,12 +52,13 @@ def read_case(
         data: The file, as it was uploaded.
         modality: What the visitor said it is.
         thresholds: By name, each in `[0, 1]`.
+        tls: For a Triton that speaks TLS.
 
     Raises:
         LungstreamsError: Whatever was wrong with the file, the settings or the server.
     """
     # A client a case: the page then holds nothing that would have to be closed with it.
-    with PipelineClient(url) as client:
+    with PipelineClient(url, tls=tls) as client:
         report = client.predict(data, modality, thresholds)
     scan = scans.decode(data, report.modality)
     masks = {name: fit(mask, _DISPLAY_SIDE_PX, is_mask=True) for name, mask in report.masks.items() if mask is not None}

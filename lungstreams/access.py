@@ -32,6 +32,14 @@ TlsKey = Annotated[
     Path | None,
     typer.Option("--tls-key", envvar=TLS_KEY_VARIABLE, metavar="FILE", help="The private key of --tls-cert."),
 ]
+Users = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="LUNGSTREAMS_USERS",
+        metavar="FILE",
+        help="Who may use the page: lines of user:password, in a file that its owner alone can read.",
+    ),
+]
 
 
 def client_tls(ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import threading
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from lungstreams import working
-from lungstreams.access import TlsCa, TlsCert, TlsKey, admin_key, client_tls, server_access
+from lungstreams.access import TlsCa, TlsCert, TlsKey, Users, admin_key, client_tls, server_access
 from lungstreams.console import (
     EXIT_REFUSED,
     EXIT_SOME_FAILED,
@@ -25,6 +24,7 @@ from lungstreams.console import (
     spinner,
     stopped_by_signals,
 )
+from lungstreams.paging import page_launcher
 from serving.errors import LungstreamsError
 
 # Whatever typer raises over a command line that it can not read; typer itself names only some of its kinds.
@@ -152,48 +152,44 @@ def serve(
 
 @app.command(
     epilog=examples(
-        "lungstreams demo", "lungstreams demo --port 8080", "lungstreams demo --url gpu-box:8001 --host 0.0.0.0"
+        "lungstreams demo",
+        "lungstreams demo --port 8080",
+        "lungstreams demo --url gpu-box:8001 --tls-ca ca.pem --host 0.0.0.0 --users users.txt",
     )
 )
 def demo(
     url: Url = None,
     host: Annotated[str, typer.Option(help="Address that the page listens at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the page listens at.")] = 7860,
+    users: Users = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Another --host without --users, behind a proxy that knows them.")
+    ] = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Open the web page: upload a scan, see the diagnosis, the manifestations and the masks.
 
     Writes one line, [bold]ready page=http://127.0.0.1:7860/[/bold], to standard output when the page is there. Without
     --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not.
     """
+    launch = page_launcher(host, port, users, client_tls(tls_ca, tls_cert, tls_key), insecure=insecure)
     with stopped_by_signals():
         if url is not None:
-            _launch(url, host, port)
+            launch(url)
             return
         from serving.client import DEFAULT_URL, PipelineClient
 
-        with PipelineClient(DEFAULT_URL) as client:
+        with PipelineClient(DEFAULT_URL, tls=client_tls(tls_ca, tls_cert, tls_key)) as client:
             there = client.is_ready()
         if there:
-            _launch(DEFAULT_URL, host, port)
+            launch(DEFAULT_URL)
             return
+        if (tls_ca or tls_cert) is not None:
+            fail(f"nothing answers at {DEFAULT_URL} by TLS; name a server with --url")
         with embedded_server() as server:
-            _launch(server.grpc_url, host, port)
-
-
-def _launch(url: str, host: str, port: int) -> None:
-    with spinner("Starting the page ..."):
-        from demo.app import launch
-
-        try:
-            page = launch(url, host, port, prevent_thread_lock=True)
-        except OSError as error:
-            # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
-            fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
-    try:
-        typer.echo(f"ready page={page.local_url}")
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+            launch(server.grpc_url)
 
 
 @app.command(
