@@ -208,9 +208,7 @@ def _check_access(config: ServerConfig) -> None:
     except ValueError as error:
         raise ServerStartError(f"host: expected an IPv4 address such as {LOOPBACK}, got {config.host!r}") from error
     if not address.is_loopback and config.tls is None and not config.insecure:
-        raise ServerStartError(
-            f"expected a certificate and its key for gRPC at {address}, which others reach, got none"
-        )
+        raise ServerStartError(f"expected TLS for gRPC at {address}, which other machines reach, got no certificate")
     if config.admin_key is not None and not re.fullmatch(r"[\w-]{16,}", config.admin_key, re.ASCII):
         raise ServerStartError("admin key: expected 16 letters, digits, - or _ at least, got another")
 

@@ -24,7 +24,7 @@ FIXED_RELEASE = (26, 7)
 IMPORTS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 """Import name -> its package, where they differ."""
 
-LABEL = re.compile(r"\s*(- )?(apiVersion: |[\w.-]+/[\w.-]+: )")
+LABEL = re.compile(r"\s*(- )?(apiVersion: |topologyKey: |[\w.-]+/[\w.-]+: )")
 
 PLUGINS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg"}
 """What pydicom looks for by itself."""
