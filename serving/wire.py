@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -13,9 +14,24 @@ from tritonclient.utils import InferenceServerException
 from serving import pipeline
 from serving.errors import InferenceFailed, ServerError, ServerMismatch, ServerNotReady, ServerUnreachable
 from serving.labels import Modality
+from serving.limits import MAX_FILE_BYTES
 from serving.tls import ClientTls
 
 _UNLIMITED: Final = 2**31 - 1
+_RETRY: Final = {
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 4,
+                "retryableStatusCodes": ["ABORTED"],
+            },
+        }
+    ]
+}
 _CHANNEL_ARGS: Final = [
     # tritonclient drops its own two defaults as soon as it is given any argument; gRPC's are 4 MiB.
     ("grpc.max_send_message_length", _UNLIMITED),
@@ -24,6 +40,11 @@ _CHANNEL_ARGS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so that asking again is safe.
+    # Not UNAVAILABLE, which is Triton's word for a full queue, too.
+    ("grpc.service_config", json.dumps(_RETRY)),
+    # gRPC's 256 KiB would leave every larger scan with one attempt.
+    ("grpc.per_rpc_retry_buffer_size", MAX_FILE_BYTES + 2**20),
     # Else clients of one process share a connection, and with it each other's backoff.
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -143,6 +164,10 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
         return ServerNotReady(f"{url} answers, but: {text}")
     if status == "UNAVAILABLE":
         return ServerUnreachable(_unreachable(text, url))
+    if status == "ABORTED":
+        return ServerUnreachable(f"nothing answers behind {url} ({text})")
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return ServerUnreachable(f"{url} does not let us in: {text or status}")
     if status == "UNIMPLEMENTED":
         return ServerUnreachable(f"what answers at {url} is no Triton server ({text or status})")
     return InferenceFailed(text or f"{url} failed without a word ({status or 'no status'})")
