@@ -96,9 +96,7 @@ def read_users(path: Path) -> dict[str, str]:
         user, separator, password = line.partition(":")
         if not separator or not user.strip():
             # Without the line: it may be a password.
-            raise RequestError(
-                f"users of the page: expected user:password in line {number} of {path}, got another line"
-            )
+            raise RequestError(f"users of the page: expected user:password as line {number} of {path}, got none")
         users[user.strip()] = password
     if not users:
         raise RequestError(f"users of the page: expected lines of user:password in {path}, got none")

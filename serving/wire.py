@@ -40,8 +40,8 @@ _CHANNEL_ARGS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so that asking again is safe.
-    # Not UNAVAILABLE, which is Triton's word for a full queue, too.
+    # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so asking again is safe. Not
+    # UNAVAILABLE, which is Triton's word for a full queue, too.
     ("grpc.service_config", json.dumps(_RETRY)),
     # gRPC's 256 KiB would leave every larger scan with one attempt.
     ("grpc.per_rpc_retry_buffer_size", MAX_FILE_BYTES + 2**20),
