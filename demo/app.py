@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo import about, panels
+from demo import about, guard, panels
 from demo.css import CSS
 from demo.examples import draw_examples, draw_study
 from demo.folder_tab import FolderTab
@@ -19,6 +19,7 @@ from demo.style import HEAD, theme
 from demo.volume_tab import VolumeTab
 from demo.watch import ServerWatch
 from serving.limits import MAX_STUDY_BYTES
+from serving.tls import ClientTls
 
 _POLL_S: Final = 2.0
 _SESSIONS: Final = 128
@@ -30,7 +31,7 @@ class _Page:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.watch = ServerWatch(site.url)
+        self.watch = ServerWatch(site.url, site.tls)
         self.scan = ScanTab(site, draw_examples(site.folder))
         self.volume = VolumeTab(site, draw_study(site.folder))
         self.folder = FolderTab(site)
@@ -84,15 +85,16 @@ class _Page:
         return gr.update(value=banner, visible=bool(banner)), pill, banner + pill
 
 
-def build_app(url: str, *, kept_s: int = KEPT_S, sweep_s: int = SWEEP_S) -> gr.Blocks:
+def build_app(url: str, *, kept_s: int = KEPT_S, sweep_s: int = SWEEP_S, tls: ClientTls | None = None) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         url: ``host:port`` of Triton's gRPC endpoint. It need not answer yet.
         kept_s: How long what a visitor sent, and what was made of it, is kept, in seconds.
         sweep_s: How often the page looks for what is older, in seconds.
+        tls: For a Triton that speaks TLS.
     """
-    page = _Page(Site(url, make_private_folder(), kept_s, sweep_s))
+    page = _Page(Site(url, make_private_folder(), kept_s, sweep_s, tls))
     with gr.Blocks(
         title="lungstreams", analytics_enabled=False, fill_width=True, delete_cache=(sweep_s, kept_s)
     ) as blocks:
@@ -110,6 +112,8 @@ def launch(
     *,
     kept_s: int = KEPT_S,
     sweep_s: int = SWEEP_S,
+    access: guard.PageAccess | None = None,
+    tls: ClientTls | None = None,
 ) -> gr.Blocks:
     """Serve the page.
 
@@ -120,11 +124,17 @@ def launch(
         prevent_thread_lock: Return at once and serve in the background, until the result's `close()`.
         kept_s: See `build_app`.
         sweep_s: See `build_app`.
+        access: Who may use the page; by default whoever reaches it, at loopback alone.
+        tls: For a Triton that speaks TLS.
 
     Returns:
         The page; where it is served is its `local_url`.
+
+    Raises:
+        RequestError: If others reach `host` and `access` does not say who of them may use the page.
     """
-    blocks = build_app(url, kept_s=kept_s, sweep_s=sweep_s)
+    guarded = guard.options(host, ServerWatch(url, tls), access or guard.PageAccess())
+    blocks = build_app(url, kept_s=kept_s, sweep_s=sweep_s, tls=tls)
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -141,5 +151,6 @@ def launch(
         theme=theme(),
         css=CSS,
         head=HEAD + SCRIPT,
+        **guarded,
     )
     return blocks

@@ -24,6 +24,7 @@ from serving.overlay import fit, render, stream_layer
 from serving.results import CaseReport
 from serving.scans import Scan
 from serving.series import read_study
+from serving.tls import ClientTls
 from serving.windows import LUNG, Window
 
 _DISPLAY_SIDE_PX: Final = 1280
@@ -114,6 +115,7 @@ def read_case(
     thresholds: Mapping[str, float],
     *,
     explain: bool = False,
+    tls: ClientTls | None = None,
 ) -> tuple[View, CaseReport]:
     """Ask the pipeline for one case.
 
@@ -123,12 +125,13 @@ def read_case(
         modality: What the visitor said it is.
         thresholds: By name, each in `[0, 1]`.
         explain: Whether to ask for what spoke for each diagnosis, too.
+        tls: For a Triton that speaks TLS.
 
     Raises:
         LungstreamsError: Whatever was wrong with the file, the settings or the server.
     """
     # A client a case: the page then holds nothing that would have to be closed with it.
-    with PipelineClient(url) as client:
+    with PipelineClient(url, tls=tls) as client:
         report = client.predict(data, modality, thresholds, explain=explain)
     scan = scans.decode(data, report.modality)
     masks = {name: fit(mask, _DISPLAY_SIDE_PX, is_mask=True) for name, mask in report.masks.items() if mask is not None}

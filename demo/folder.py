@@ -22,6 +22,7 @@ from serving.results import CaseReport
 from serving.studies import open_volume
 from serving.study_reading import StudyReading
 from serving.study_report import StudyReport
+from serving.tls import ClientTls
 
 _FIRST_CHARACTERS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -51,7 +52,12 @@ class Row:
 
 
 def read_folder(
-    url: str, paths: Sequence[Path], thresholds: Mapping[str, float], stop: threading.Event
+    url: str,
+    paths: Sequence[Path],
+    thresholds: Mapping[str, float],
+    stop: threading.Event,
+    *,
+    tls: ClientTls | None = None,
 ) -> Iterator[Row]:
     """Read many files: single scans first, then the studies among them. One that fails is a row with its error.
 
@@ -60,6 +66,7 @@ def read_folder(
         paths: The files.
         thresholds: By name.
         stop: Ends it after the file that it is at.
+        tls: For a Triton that speaks TLS.
 
     Raises:
         ServerError: If the server can not be asked at all.
@@ -67,7 +74,7 @@ def read_folder(
     """
     scans = [i for i, path in enumerate(paths) if not _is_study(path)]
     studies = sorted(set(range(len(paths))) - set(scans))
-    with PipelineClient(url) as client:
+    with PipelineClient(url, tls=tls) as client:
         client.check()
         outcomes = client.predict_many((_bytes(paths[i]) for i in scans), thresholds=thresholds)
         for i, outcome in zip(scans, outcomes, strict=False):

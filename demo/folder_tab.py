@@ -116,7 +116,8 @@ class FolderTab:
         yield {**self.emptied(), **self._told(0, len(paths))}
         alert = ""
         try:
-            for row in folder.read_folder(self.site.url, kept(paths), chosen_thresholds(thresholds), stop):
+            asked = chosen_thresholds(thresholds)
+            for row in folder.read_folder(self.site.url, kept(paths), asked, stop, tls=self.site.tls):
                 rows.append(row)
                 yield {**self._told(len(rows), len(paths)), self.table: folder.table(rows)}
         except LungstreamsError as error:
@@ -170,7 +171,7 @@ class FolderTab:
         stop = self.stops.start(None)
         thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
         try:
-            rows = list(folder.read_folder(self.site.url, kept(paths or ()), thresholds, stop))
+            rows = list(folder.read_folder(self.site.url, kept(paths or ()), thresholds, stop, tls=self.site.tls))
         except LungstreamsError as error:
             return [panels.error_json(error)]
         return [row.to_json() for row in sorted(rows, key=lambda row: row.number)]

@@ -177,7 +177,8 @@ class ScanTab:
             return self.emptied(panels.message("There is no scan to read", "upload a file or try a phantom first"))
         try:
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            view, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds, explain=True)
+            data = read_file(Path(path))
+            view, report = read_case(self.site.url, data, modality, thresholds, explain=True, tls=self.site.tls)
             seen = seen_through(window, level_hu, width_hu)
         except LungstreamsError as error:
             return self.emptied(panels.alert(error))
@@ -251,7 +252,7 @@ class ScanTab:
             if path is None:
                 raise RequestError("expected a file, got none")
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            _, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds)
+            _, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds, tls=self.site.tls)
         except LungstreamsError as error:
             return panels.error_json(error)
         return report.to_json()

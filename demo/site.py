@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.tls import ClientTls
+
 
 @dataclass(frozen=True)
 class Site:
@@ -16,12 +18,14 @@ class Site:
         folder: For files of the page; only this user can read it.
         kept_s: How long what a visitor sent, and what was made of it, is kept, in seconds.
         sweep_s: How often the page looks for what is older, in seconds.
+        tls: For a Triton that speaks TLS.
     """
 
     url: str
     folder: Path
     kept_s: int
     sweep_s: int
+    tls: ClientTls | None = None
 
 
 class Stops:

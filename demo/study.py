@@ -25,6 +25,7 @@ from serving.series import read_study
 from serving.studies import open_volume
 from serving.study_reading import StudyReading
 from serving.study_report import SliceReading, StudyReport
+from serving.tls import ClientTls
 from serving.volumes import Volume
 from serving.windows import Window
 
@@ -165,7 +166,9 @@ def open_study(paths: Sequence[Path], series: int | None) -> Volume | tuple[str,
         return tuple(series.title for series in read_study(source_of(paths)).series)
 
 
-def read_slices(url: str, volume: Volume, thresholds: Mapping[str, float], stop: threading.Event) -> Iterator[Progress]:
+def read_slices(
+    url: str, volume: Volume, thresholds: Mapping[str, float], stop: threading.Event, *, tls: ClientTls | None = None
+) -> Iterator[Progress]:
     """Read a volume, and tell how far it is now and then. Closing the iterator stops the reading.
 
     Args:
@@ -173,12 +176,13 @@ def read_slices(url: str, volume: Volume, thresholds: Mapping[str, float], stop:
         volume: What to read.
         thresholds: By name.
         stop: Ends the reading after the slice that it is at.
+        tls: For a Triton that speaks TLS.
     """
     count = volume.shape[0]
     slices: list[SliceReading] = []
     yield Progress(0, count)
     error: LungstreamsError | None = None
-    with PipelineClient(url) as client, StudyReading(client, volume, thresholds) as reading:
+    with PipelineClient(url, tls=tls) as client, StudyReading(client, volume, thresholds) as reading:
         told_s = 0.0
         try:
             for one in reading:

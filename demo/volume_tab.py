@@ -110,7 +110,8 @@ class VolumeTab:
                 yield {**screen.emptied(), screen.series: choices(opened)}
                 return
             seen = seen_through(window, level_hu, width_hu)
-            for progress in read_slices(self.site.url, opened, chosen_thresholds(thresholds), stop):
+            asked = chosen_thresholds(thresholds)
+            for progress in read_slices(self.site.url, opened, asked, stop, tls=self.site.tls):
                 yield screen.told(progress)
             yield self._outcome(opened, progress, or_default(opacity), seen)
         except LungstreamsError as error:
@@ -172,7 +173,7 @@ class VolumeTab:
                 raise RequestError("expected files, got none")
             volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            with PipelineClient(self.site.url) as client:
+            with PipelineClient(self.site.url, tls=self.site.tls) as client:
                 return read_volume(client, volume, thresholds).to_json()
         except LungstreamsError as error:
             return panels.error_json(error)

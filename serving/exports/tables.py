@@ -17,7 +17,7 @@ from serving.exports.about import SOFTWARE, software_version
 from serving.exports.case import Case
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.pipeline import THRESHOLD_NAMES
-from serving.results import STATUS_NAMES
+from serving.results import STATUS_NAMES, CaseReport
 from serving.study_report import SliceReading, StudyReport
 
 Cell = str | int | float | None
