@@ -11,7 +11,7 @@ from typing import Final
 
 from demo.watch import Health
 from serving import pipeline
-from serving.errors import LungstreamsError, RequestError, ScanError, ServerError
+from serving.errors import LungstreamsError, RequestError, ScanError, ServerBusy, ServerError
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, Label
 from serving.results import CaseReport
 
@@ -59,6 +59,7 @@ def alert(error: LungstreamsError) -> str:
     titles = (
         (ScanError, "This file can not be read as a scan"),
         (RequestError, "These settings do not fit"),
+        (ServerBusy, "The server is busy"),
         (ServerError, "The server did not answer"),
     )
     title = next((text for kind, text in titles if isinstance(error, kind)), "The case could not be read")

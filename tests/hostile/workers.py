@@ -118,12 +118,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     os.nice(_NICE)
     # What a decoder prints is no answer.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    warm_up()
-    for line in sys.stdin:
-        answers.write(json.dumps(probe(file_named(line.rstrip("\n"))).as_dict()) + "\n")
-        answers.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        warm_up()
+        for line in sys.stdin:
+            answers.write(json.dumps(probe(file_named(line.rstrip("\n"))).as_dict()) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":
