@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from serving.errors import ScanError
 
 _GRADIO_CACHE: Final = "GRADIO_TEMP_DIR"
+
+_PREFIX: Final = "lungstreams-page-"
+_LOCK: Final = ".alive"
+# Held open for as long as the process lives.
+_alive: Final[list[IO[bytes]]] = []
 
 KEPT_S: Final = 3600
 """How long the page keeps what a visitor sent and what was made of it, in seconds."""
@@ -42,9 +49,32 @@ def make_private_folder() -> Path:
 
     By default Gradio keeps uploads in a folder that everyone on the machine can read and that every page on it
     shares, by content: a page that ends would delete the pictures of another. A cache that the user has named in
-    the environment is left as it is.
+    the environment is left as it is. What a page that was killed left behind is removed by the next one.
     """
-    folder = Path(tempfile.mkdtemp(prefix="lungstreams-page-"))
+    _remove_orphans()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    _alive.append(_locked(folder / _LOCK))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault(_GRADIO_CACHE, str(folder / "cache"))
     return folder
+
+
+def _remove_orphans() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # Of another user, gone in the meantime, or of a page that lives.
+        with suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not (folder / _LOCK).is_file():
+                continue
+            with _locked(folder / _LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A file that is locked until it is closed: the kernel does that for a process that is killed."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file

@@ -83,6 +83,7 @@ class Layers:
             self.opacity = gr.Slider(
                 0, 1, value=DEFAULT_OPACITY, step=0.05, label="Opacity", elem_id=f"{prefix}opacity"
             )
+        self.note = html(elem_id=f"{prefix}layers-note")
         with gr.Group(visible=False, elem_id=f"{prefix}window-box", elem_classes="ls-controls") as self.window_box:
             names = [(f"{name.capitalize()} {_said(seen)}", name) for name, seen in WINDOWS.items()]
             self.window = gr.Radio(
@@ -92,7 +93,6 @@ class Layers:
                 self.level = gr.Slider(*LEVEL_RANGE_HU, value=LUNG.level_hu, step=10, label="Level (HU)")
                 self.width = gr.Slider(*WIDTH_RANGE_HU, value=LUNG.width_hu, step=10, label="Width (HU)")
             html('<p class="ls-note ls-inset">For your eyes: the models always see the lung window.</p>')
-        self.note = html(elem_id=f"{prefix}layers-note")
 
     @property
     def inputs(self) -> list[Any]:

@@ -78,7 +78,7 @@ def test_uploading_a_slice_shows_scores_masks_areas_times_and_versions(toy_page:
     assert shown_image(toy_page).startswith(b"\x89PNG")
 
 
-def test_layers_and_opacity_change_the_picture_without_another_inference(
+def test_layers_opacity_and_heat_change_the_picture_without_another_inference(
     toy_page: Page, toy_triton: TritonServer
 ) -> None:
     open_every_gate(toy_page)
@@ -95,8 +95,31 @@ def test_layers_and_opacity_change_the_picture_without_another_inference(
     opacity = toy_page.locator("#opacity input[type=number]")
     opacity.fill("1")
     opacity.press("Tab")
-    wait_for_another_image(toy_page, third)
+    fourth = wait_for_another_image(toy_page, third)
+    toy_page.locator("#why").get_by_label("COVID-19").check()
+    heat = wait_for_another_image(toy_page, fourth)
+    toy_page.locator("#why").get_by_label("Off").check()
+    assert wait_for_another_image(toy_page, heat) == fourth
     assert inferences_of(toy_triton) == inferences
+
+
+def test_a_ct_slice_of_hounsfield_units_is_shown_through_windows(toy_page: Page) -> None:
+    toy_page.get_by_role("button", name="CT slice, DICOM").click()
+    expect(toy_page.locator("#window")).to_be_visible()
+    lung = shown_image(toy_page)
+    toy_page.get_by_label("Mediastinal (40 / 400)").check()
+    mediastinal = wait_for_another_image(toy_page, lung)
+    toy_page.get_by_label("Custom").check()
+    # The lung window, until something else is chosen.
+    assert wait_for_another_image(toy_page, mediastinal) == lung
+    level = toy_page.locator("#window-box input[type=number]").first
+    level.fill("-200")
+    level.press("Tab")
+    wait_for_another_image(toy_page, lung)
+    toy_page.get_by_role("button", name="CT slice, PNG").click()
+    expect(toy_page.locator("#scan")).to_contain_text("phantom-ct.png")
+    expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES))
+    expect(toy_page.locator("#window")).to_have_count(0)
 
 
 def test_a_closed_gate_says_so_and_why(toy_page: Page) -> None:

@@ -254,6 +254,34 @@ print(oct(folder.stat().st_mode & 0o777), folder, os.environ["GRADIO_TEMP_DIR"],
     assert not Path(folder).exists()
 
 
+def test_what_a_killed_page_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from demo.folders import make_private_folder
+print(make_private_folder(), flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def start(how: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, how]
+        return subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment)
+
+    with start("alive") as alive:
+        kept = Path(alive.stdout.readline().strip())  # type: ignore[union-attr]
+        with start("killed") as killed:
+            left = Path(killed.stdout.readline().strip())  # type: ignore[union-attr]
+        assert left.exists()
+        with start("next") as after:
+            assert Path(after.stdout.readline().strip()).exists()  # type: ignore[union-attr]
+            assert not left.exists()
+            assert kept.exists()
+            after.communicate(timeout=60)
+        alive.communicate(timeout=60)
+
+
 @pytest.mark.triton
 def test_a_phantom_goes_through_the_real_models(triton: TritonServer) -> None:
     data = phantom.png_bytes(phantom.ct_slice().pixels)
