@@ -136,6 +136,8 @@ def options(host: str, watch: ServerWatch, access: PageAccess) -> dict[str, Any]
 
     return {
         "auth": access.allows if access.users is not None else None,
+        # Gradio's own page about who uses this one.
+        "enable_monitoring": False,
         "app_kwargs": {
             "middleware": [Middleware(SecurityHeaders)],
             "routes": [Route(HEALTH_PATH, health), Route(READY_PATH, ready)],

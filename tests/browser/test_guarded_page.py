@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -81,6 +82,16 @@ def test_a_wrong_password_shows_nothing(watched: Watched, guarded_url: str) -> N
     watched.log_in(guarded_url, f"not {PASSWORD}")
     expect(watched.page.get_by_text("Incorrect", exact=False)).to_be_visible()
     expect(watched.page.locator("#go")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", ["config", "gradio_api/info", "gradio_api/queue/status", "gradio_api/file=/etc/hosts"])
+def test_who_has_not_logged_in_reads_nothing(guarded_url: str, path: str) -> None:
+    assert httpx.get(f"{guarded_url}{path}", timeout=60).status_code == 401
+
+
+def test_who_has_not_logged_in_uploads_nothing(guarded_url: str) -> None:
+    files = {"files": ("a.png", b"scan")}
+    assert httpx.post(f"{guarded_url}gradio_api/upload", files=files, timeout=60).status_code == 401
 
 
 def test_a_script_that_got_into_the_page_does_not_run(watched: Watched, guarded_url: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,6 +20,7 @@ from demo import guard
 from demo.guard import PageAccess, SecurityHeaders, read_users
 from demo.watch import ServerWatch
 from serving.errors import RequestError
+from serving.limits import MAX_FILE_BYTES
 from tests.demo.page_process import free_port, served_page
 
 HTML = "<html><script>1</script><script type='module' src='/a.js'></script></html>"
@@ -101,6 +103,18 @@ def test_a_page_without_triton_lives_but_is_not_ready(page: str) -> None:
         urlopen(f"{page}{guard.READY_PATH}", timeout=60)
     with unready.value as got:
         assert json.load(got) == {"ready": False, "triton": "Triton is not reachable"}
+
+
+def test_a_file_over_the_limit_is_refused(page: str) -> None:
+    def upload(size: int) -> int:
+        return httpx.post(f"{page}/gradio_api/upload", files={"files": ("a.png", bytes(size))}, timeout=60).status_code
+
+    assert upload(10) == 200
+    assert upload(MAX_FILE_BYTES + 1) == 413
+
+
+def test_gradios_monitoring_is_off(page: str) -> None:
+    assert httpx.get(f"{page}/monitoring", timeout=60).status_code == 403
 
 
 def test_users_come_out_of_a_file(users: Path) -> None:
