@@ -36,7 +36,7 @@ bench: $(VENV)/.dev  ## Speed beside what one would use instead, in one run, int
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams bench --out docs
 
 reliability: $(VENV)/.dev  ## Hostile input, overload and faults, counted, into docs/reliability.md.
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m reliability
+	PATH="$(CURDIR)/$(BIN):$$PATH" LUNGSTREAMS_LONG_TESTS=1 $(BIN)/python -m pytest -m reliability
 	$(BIN)/python -m tests.reliability
 
 fuzz: $(VENV)/.dev  ## Ten thousand damaged files and every bomb through all that reads files.
