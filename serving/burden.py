@@ -126,6 +126,19 @@ class Tally:
             for side in SIDES.values():
                 self._count(name, side, mask & (sides == side), each)
 
+    def merge(self, other: Tally) -> None:
+        """Add what another tally of the same manifestations counted.
+
+        Raises:
+            RequestError: If it looked for others.
+        """
+        if other._names != self._names:
+            raise RequestError(f"expected a tally of {', '.join(self._names)}, got one of {', '.join(other._names)}")
+        self._pixels.update(other._pixels)
+        for key, ml in other._ml.items():
+            self._ml[key] += ml
+        self._sized &= other._sized
+
     def burden(self) -> Burden:
         """What was counted so far. A side's per cent is of that side's lung."""
         lung = {side: self._amount("lung", side) for side in SIDE_NAMES}

@@ -30,7 +30,7 @@ from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
 from serving.lungs import Lungs, find_lungs, lungs_of_grey
 from serving.mask_stacks import MaskStack
 from serving.results import CaseReport, resolve_thresholds
-from serving.study_report import SliceReading, StudyReport
+from serving.study_report import SliceReading, StudyReport, those_that_count
 from serving.volumes import Volume
 
 # Slices are packed for a socket on this machine or the next: speed counts, bytes hardly do.
@@ -65,7 +65,7 @@ class StudyReading:
         self._waiting: deque[tuple[int, Future[CaseReport]]] = deque()
         self._masks = {stream: MaskStack(volume.shape) for stream in STREAM_NAMES}
         self._ran: set[str] = set()
-        self._tally = Tally()
+        self._tallies: list[tuple[Tally, Tally]] = []
         self._models: dict[str, str] = {}
         self._slices: list[SliceReading] = []
         self._latency_ms = 0.0
@@ -149,14 +149,22 @@ class StudyReading:
                 self._masks[stream].put(index, mask)
         lungs = self.lungs_of(index)
         found = {name: empty if (mask := report.masks[name]) is None else mask for name in MANIFESTATION_NAMES}
-        self._tally.add(lungs, found, self.volume.voxel_ml(index))
+        # With what is marked, and without: whether the slice counts is known when all are read.
+        marked, bare = Tally(), Tally()
+        marked.add(lungs, found, self.volume.voxel_ml(index))
+        bare.add(lungs, dict.fromkeys(MANIFESTATION_NAMES, empty), self.volume.voxel_ml(index))
+        self._tallies.append((marked, bare))
         self._models.update(report.models)
         one = SliceReading.of(index, report, int(np.count_nonzero(lungs)))
         self._slices.append(one)
         return one
 
     def _burden(self) -> Burden:
-        burden = self._tally.burden()
+        counted = {one.index for one in those_that_count(self._slices)}
+        total = Tally()
+        for one, (marked, bare) in zip(self._slices, self._tallies, strict=True):
+            total.merge(marked if one.index in counted else bare)
+        burden = total.burden()
         if any(one.status["manifestations"] == "ran" for one in self._slices):
             return burden
         # Nobody looked: not the same as nothing found.

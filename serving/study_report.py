@@ -5,12 +5,15 @@ The networks read slices. What is said of the study is a summary of theirs and n
 - its **diagnosis** is the mean over the slices that show enough lung (`LUNG_SHARE`); slices through the neck or the
   liver are asked, too, and shown, but do not count;
 - a **manifestation** is as likely as in the slice where it is likeliest, among those slices;
-- a slice whose gate was closed counts as one in which nothing was marked.
+- a slice whose gate was closed counts as one in which nothing was marked;
+- the **burden** is of the lungs in all slices, and of what was marked in those that count: below the lungs the streams
+  mark what is none (on a real study, air beside the body). The masks hold whatever was marked, and so does the area
+  fraction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,6 +66,13 @@ class SliceReading:
         }
 
 
+def those_that_count(slices: Sequence[SliceReading]) -> tuple[SliceReading, ...]:
+    """The slices with at least `LUNG_SHARE` of the most lung that one has; all of them where no lung was found."""
+    most = max((one.lung_px for one in slices), default=0)
+    enough = tuple(one for one in slices if most and one.lung_px >= LUNG_SHARE * most)
+    return enough or tuple(slices)
+
+
 @dataclass(frozen=True, eq=False)
 class StudyReport:
     """What the system says about a CT study.
@@ -73,7 +83,7 @@ class StudyReport:
         problems: What whoever reads the study should know of it, in words that name nobody.
         slices: Of those that were read, in their order: all of them, unless the reading was stopped.
         masks: By stream, in axial order, at the slices' own size; None where the stream ran on no slice.
-        burden: Of what was read.
+        burden: Of what was read; see above.
         thresholds: What the gates were asked to open at.
         models: Version of each model that was asked.
         latency_ms: From the first slice's leaving to the last answer's being there.
@@ -105,10 +115,8 @@ class StudyReport:
 
     @property
     def counted(self) -> tuple[SliceReading, ...]:
-        """The slices that the summary is of; all of them where no lung was found."""
-        most = max(one.lung_px for one in self.slices)
-        enough = tuple(one for one in self.slices if most and one.lung_px >= LUNG_SHARE * most)
-        return enough or self.slices
+        """The slices that the summary is of, see `those_that_count`."""
+        return those_that_count(self.slices)
 
     @property
     def diagnosis(self) -> dict[str, float]:

@@ -132,6 +132,10 @@ class TritonServer:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    def is_ready(self) -> bool:
+        """Whether it answers, and every model of its repository is ready. Never raises."""
+        return self.is_alive() and _is_ready(self.config.host, self.config.http_port)
+
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
         """Start the server and wait until every model is ready.
 

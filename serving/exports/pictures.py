@@ -1,9 +1,9 @@
 """A case as a picture: the scan with the masks of its specialised streams; a study as a montage.
 
 A scan's picture has the scan's own pixels and nothing else, so that it can be laid over it. Of a study a reader
-wants to see where something is, not 300 files: up to `MOST_TILES` slices, the most affected ones, no two of them
-close together, from the feet to the head; where nothing is marked, slices spread evenly over the lungs. Every slice's
-mask is in the kinds ``nifti`` and ``seg``.
+wants to see where something is, not 300 files: up to `MOST_TILES` of the slices that show enough lung, the most
+affected ones, no two of them close together, from the feet to the head; where nothing is marked, slices spread evenly
+over the lungs. Every slice's mask is in the kinds ``nifti`` and ``seg``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ def affected(one: SliceReading) -> float:
 
 
 def chosen_slices(study: StudyReport, most: int = MOST_TILES) -> tuple[int, ...]:
-    """The slices to show: the most affected ones that are not close together, in axial order."""
-    marked = sorted((one for one in study.slices if affected(one) > 0), key=lambda one: (-affected(one), one.index))
+    """The slices to show: the most affected ones of those that count, not close together, in axial order."""
+    counted = study.counted
+    # What is marked beside the lungs is shown only where nothing is marked in them: networks err there.
+    among = counted if any(map(affected, counted)) else study.slices
+    marked = sorted((one for one in among if affected(one) > 0), key=lambda one: (-affected(one), one.index))
     if not marked:
-        counted = study.counted
         spread = np.linspace(0, len(counted) - 1, min(most, len(counted))).round().astype(int)
         return tuple(counted[i].index for i in spread)
     indices = [one.index for one in marked]
@@ -64,23 +66,30 @@ def chosen_slices(study: StudyReport, most: int = MOST_TILES) -> tuple[int, ...]
     return tuple(sorted(kept))
 
 
-def montage(case: Case) -> Image.Image:
-    """The montage of a study, with numbers of slices and a legend."""
+def montage(case: Case, most: int = MOST_TILES, *, legend: bool = True) -> Image.Image:
+    """The montage of a study, with numbers of slices.
+
+    Args:
+        case: A study.
+        most: How many slices at most.
+        legend: Whether to write below it which colour is what.
+    """
     study = case.study
     assert study is not None
-    chosen = chosen_slices(study)
+    chosen = chosen_slices(study, most)
     by_index = {one.index: one for one in study.slices}
     tiles = [_tile(case, by_index[index], study) for index in chosen]
     columns = min(_COLUMNS, len(tiles))
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     rows = -(-len(tiles) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + _GAP_PX) + _GAP_PX, rows * (height + _GAP_PX) + _GAP_PX + _STRIP_PX), _BACK
-    )
+    strip = _STRIP_PX if legend else 0
+    size_wh = columns * (width + _GAP_PX) + _GAP_PX, rows * (height + _GAP_PX) + _GAP_PX + strip
+    sheet = Image.new("RGB", size_wh, _BACK)
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
         sheet.paste(tile, (_GAP_PX + column * (width + _GAP_PX), _GAP_PX + row * (height + _GAP_PX)))
-    _legend(sheet)
+    if legend:
+        _legend(sheet)
     return sheet
 
 

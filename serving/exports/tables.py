@@ -44,6 +44,7 @@ CASE_COLUMNS: Final = (
     *(f"lung_ml_{side}" for side in SIDE_NAMES),
     *(f"{name}_ml_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
     *(f"{name}_percent_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
+    "doubts",
     "problems",
     "models",
     "software",
@@ -68,8 +69,10 @@ def case_row(case: Case, name: str) -> dict[str, Cell]:
     row: dict[str, Cell] = dict.fromkeys(CASE_COLUMNS)
     row |= {"case": name, "software": f"{SOFTWARE} {software_version()}"}
     row |= _scores(report.diagnosis, report.manifestations, report.area_fraction)
+    row |= {f"status_{key}": value for key, value in report.status.items()}
     row |= {f"threshold_{key}": value for key, value in report.thresholds.items()}
     row["models"] = "; ".join(f"{model}={version}" for model, version in sorted(report.models.items()))
+    row["doubts"] = "; ".join(doubts_of(case))
     row["problems"] = "; ".join(problems_of(case))
     row |= _study_cells(report) if isinstance(report, StudyReport) else _scan_cells(case)
     return row
@@ -94,11 +97,16 @@ def slice_row(one: SliceReading, name: str, *, counted: bool) -> dict[str, Cell]
 
 
 def problems_of(case: Case) -> tuple[str, ...]:
-    """What whoever reads the case should know of it, in words that name nobody."""
+    """What whoever reads a study should know of it, in words that name nobody, what matters most first."""
     if case.study is None:
         return ()
     read, of = len(case.study.slices), case.study.shape[0]
-    return (*case.study.problems, *(() if case.study.complete else (f"only {read:,} of {of:,} slices were read",)))
+    return (*(() if case.study.complete else (f"only {read:,} of {of:,} slices were read",)), *case.study.problems)
+
+
+def doubts_of(case: Case) -> tuple[str, ...]:
+    """Why the scan may be no plausible chest scan, in words; none if nothing speaks against it."""
+    return tuple(getattr(case.report, "doubts", ()))
 
 
 def write_csv(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:
@@ -150,7 +158,6 @@ def _scan_cells(case: Case) -> dict[str, Cell]:
         "width_px": width,
         "row_spacing_mm": spacing[0],
         "column_spacing_mm": spacing[1],
-        **{f"status_{key}": value for key, value in case.single.status.items()},
     }
 
 
@@ -159,8 +166,6 @@ def _study_cells(study: StudyReport) -> dict[str, Cell]:
     cells: dict[str, Cell] = {"kind": "study", "modality": "ct"}
     cells |= {"slices": slices, "slices_read": len(study.slices), "height_px": height, "width_px": width}
     cells |= dict(zip(("slice_spacing_mm", "row_spacing_mm", "column_spacing_mm"), spacing, strict=True))
-    for key in STATUS_NAMES:
-        cells[f"status_{key}"] = "ran" if any(one.status[key] == "ran" for one in study.slices) else "not_run"
     for side in SIDE_NAMES:
         cells[f"lung_ml_{side}"] = study.burden.lung[side].ml
         for name, sides in study.burden.found.items():

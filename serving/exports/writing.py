@@ -17,7 +17,10 @@ from serving.errors import CanNotExport, RequestError
 from serving.exports.case import Case
 from serving.exports.documents import write_json
 from serving.exports.grids import no_grid, write_nifti
+from serving.exports.measurements import no_measurements, write_sr
+from serving.exports.pages import write_pdf
 from serving.exports.pictures import no_picture, write_overlay
+from serving.exports.segmentations import no_segmentation, write_seg
 from serving.exports.tables import write_csv
 
 
@@ -32,23 +35,17 @@ class _Kind:
     refusal: Callable[[Case], str | None] = _always
 
 
-def _later(case: Case) -> str | None:
-    return "not built yet"
-
-
-def _nothing(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:
-    return ()
-
-
 _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
     {
         "json": _Kind("JSON document of everything but the masks", write_json),
         "csv": _Kind("CSV: a row for the case, and one for each slice of a study", write_csv),
         "overlay": _Kind("PNG: the scan with its masks, or a montage of a study", write_overlay, no_picture),
         "nifti": _Kind("NIfTI masks on the scan's own voxels, a file for each stream", write_nifti, no_grid),
-        "seg": _Kind("DICOM Segmentation; it carries the patient and study of its source", _nothing, _later),
-        "sr": _Kind("DICOM Structured Report; it carries the patient and study of its source", _nothing, _later),
-        "pdf": _Kind("PDF of one page for people", _nothing, _later),
+        "seg": _Kind("DICOM Segmentation; it carries the patient and study of its source", write_seg, no_segmentation),
+        "sr": _Kind(
+            "DICOM Structured Report; it carries the patient and study of its source", write_sr, no_measurements
+        ),
+        "pdf": _Kind("PDF of one page for people", write_pdf),
     }
 )
 

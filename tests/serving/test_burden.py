@@ -194,3 +194,22 @@ def test_a_burden_is_json() -> None:
     assert read["found"].keys() == set(FINDING_NAMES)
     for name, side in itertools.product(FINDING_NAMES, SIDE_NAMES):
         assert read["found"][name][side]["percent"] == 100
+
+
+def test_tallies_add_up_and_those_of_other_manifestations_do_not() -> None:
+    lungs = np.zeros((64, 64), np.uint8)
+    lungs[:, :20], lungs[:, 40:] = RIGHT, LEFT
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:8, :8] = 1
+    whole, one, other = Tally(["ground_glass"]), Tally(["ground_glass"]), Tally(["ground_glass"])
+    for tally, voxel_ml in ((one, np.full((1, 1), 0.5)), (other, np.full((1, 1), 0.25))):
+        tally.add(lungs, {"ground_glass": mask}, voxel_ml)
+        whole.add(lungs, {"ground_glass": mask}, voxel_ml)
+    one.merge(other)
+    assert one.burden() == whole.burden()
+    with pytest.raises(RequestError, match="expected a tally of ground_glass, got one of consolidation"):
+        one.merge(Tally(["consolidation"]))
+    unsized = Tally(["ground_glass"])
+    unsized.add(lungs, {"ground_glass": mask}, None)
+    one.merge(unsized)
+    assert one.burden().lung["both"].ml is None
