@@ -12,11 +12,10 @@ from typing import Final
 from serving.labels import STREAMS
 
 _LAYERS: Final = "\n".join(
-    f'#layers label:has(input[name="{stream.name}"]) {{ --c: rgb{stream.colour_rgb}; }}' for stream in STREAMS
+    f'.ls-layers label:has(input[name="{stream.name}"]) {{ --c: rgb{stream.colour_rgb}; }}' for stream in STREAMS
 )
 
 CSS: Final = """
-:root { color-scheme: dark; }
 .gradio-container { max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
 .gradio-container .main.app { padding: clamp(14px, 1.6vw, 20px) clamp(16px, 3vw, 32px) 32px !important;
   max-width: 1440px; }
@@ -40,8 +39,8 @@ CSS: Final = """
 .ls-pill { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: baseline; font-size: 13px; }
 .ls-pill > span::before { content: ""; display: inline-block; width: 8px; height: 8px; border-radius: 50%;
   margin-right: 8px; background: var(--state); }
-.ls-pill-up { --state: #58c594; }
-.ls-pill-down { --state: #e8746d; }
+.ls-pill-up { --state: var(--ls-up); }
+.ls-pill-down { --state: var(--ls-down); }
 .gradio-container code { font-family: var(--font-mono); font-size: 0.92em; color: var(--body-text-color-subdued);
   background: none; border: 0; padding: 0; overflow-wrap: anywhere; }
 
@@ -50,9 +49,21 @@ CSS: Final = """
   background: var(--error-background-fill); color: var(--error-text-color); padding: 12px 16px; font-size: 14px;
   line-height: 1.5; overflow-wrap: anywhere; }
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
-.ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: #f6dfa6;
-  background: #2b2415; border: 1px solid #54461f; }
+.ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: var(--ls-note-ink);
+  background: var(--ls-note); border: 1px solid var(--ls-note-line); }
+.ls-doubt { border: 2px solid #e0a92e; border-left-width: 10px; border-radius: 8px; background: #3a2a05; color: #ffe9b0;
+  padding: 14px 18px; font-size: 15px; line-height: 1.5; }
+.gradio-container .ls-doubt strong { display: block; color: #ffd35c; font-size: 17px; margin-bottom: 4px; }
+.gradio-container .ls-doubt p { color: inherit; }
 .gradio-container .ls-disclaimer strong { font-weight: 700; color: inherit; }
+
+/* Gradio's own, where it would be of another room */
+.gradio-container input[type=range] { --neutral-200: var(--ls-track); }
+.gradio-container input[type=range]::-webkit-slider-thumb { background-color: var(--color-accent); }
+.gradio-container input[type=range]::-moz-range-thumb { background-color: var(--color-accent); }
+.gradio-container a.download-link { color: var(--body-text-color); }
+/* A button in a button, and its name is missing: files are taken away and chosen again. */
+.gradio-container button[aria-label="common.upload"] { display: none; }
 
 /* Two columns: what goes in, what comes out */
 .ls-bench { display: grid !important; grid-template-columns: 316px minmax(0, 1fr); gap: 20px !important;
@@ -64,34 +75,74 @@ CSS: Final = """
 .ls-result, .ls-findings, .ls-viewer { gap: 14px !important; }
 
 /* Input */
-#scan { min-height: 148px; }
+#scan, #study, #files { min-height: 148px; }
 .ls-examples { gap: 8px !important; }
 .gradio-container .ls-small { font-size: 14px; font-weight: 700; color: var(--body-text-color); }
 .gradio-container .ls-example { justify-content: flex-start; gap: 12px; padding: 6px 12px 6px 6px; min-height: 56px;
   border: 1px solid var(--border-color-primary); border-radius: 8px; font-size: 14px; font-weight: 500; }
 .gradio-container .ls-example .button-icon { width: 44px; height: 44px; object-fit: cover; border-radius: 5px;
-  margin: 0; background: #05080a; max-width: none; }
-#go { min-height: 46px; font-size: 16px; font-weight: 700; }
+  margin: 0; background: var(--ls-film); max-width: none; }
+.gradio-container .ls-go { min-height: 46px; font-size: 16px; font-weight: 700; }
 .ls-note { color: var(--body-text-color-subdued); font-size: 13px; line-height: 1.5; }
 
 /* The film */
-#overlay { background: #05080a; border-color: var(--border-color-primary); min-height: 280px; }
-#overlay img { width: 100%; height: auto; max-height: min(62vh, 560px); object-fit: contain; background: #05080a; }
-#overlay .image-container { background: #05080a; }
-#overlay .empty { min-height: min(46vh, 420px); color: #566872; display: flex;
-  flex-direction: column; gap: 10px; }
-#overlay .empty::after { content: "Upload a scan, or try a phantom"; font-size: 14px;
-  color: var(--body-text-color-subdued); }
-#layers-box .styler { gap: 0; background: var(--block-background-fill); }
-#layers .wrap { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 8px; }
-#layers label { gap: 0; }
-#layers label::before { content: ""; order: 1; width: 12px; height: 12px; border-radius: 3px; flex: none;
+#overlay { background: var(--ls-film); border-color: var(--border-color-primary); min-height: 280px; }
+#overlay img { width: 100%; height: auto; max-height: min(62vh, 560px); object-fit: contain;
+  background: var(--ls-film); }
+#overlay .image-container { background: var(--ls-film); }
+.ls-controls .styler { gap: 0; background: var(--block-background-fill); }
+.ls-layers .wrap { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 8px; }
+.ls-layers label { gap: 0; }
+.ls-layers label::before { content: ""; order: 1; width: 12px; height: 12px; border-radius: 3px; flex: none;
   background: var(--c); margin-left: 8px; }
-#layers label > span { order: 2; }
+.ls-layers label > span { order: 2; }
 @LAYERS@
 .ls-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; background: var(--c); flex: none; }
 .ls-note .ls-swatch { width: 10px; height: 10px; background: none; border: 2px solid var(--c); margin-right: 5px;
   vertical-align: -1px; }
+.gradio-container .ls-inset { padding: 0 12px 12px !important; }
+.ls-film { background: var(--ls-film); border: 1px solid var(--border-color-primary); border-radius: 8px;
+  overflow: hidden; display: grid; place-items: center; min-height: 280px; }
+.ls-film img { width: 100%; height: auto; max-height: min(62vh, 560px); object-fit: contain; display: block; }
+.gradio-container .ls-empty { color: #9fb0ba; font-size: 14px; padding: min(20vh, 180px) 16px !important; }
+
+/* Along the axis */
+.ls-plot { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 8px; }
+.ls-scale { display: flex; flex-direction: column; justify-content: space-between; font-size: 12px; text-align: right;
+  line-height: 1; color: var(--body-text-color-subdued); white-space: nowrap; }
+.ls-field { position: relative; height: 150px; background: var(--ls-film); border-radius: 5px; overflow: hidden;
+  cursor: crosshair; touch-action: pan-y; user-select: none; }
+.ls-field svg { width: 100%; height: 100%; display: block; }
+.ls-field path, .ls-legend path { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke;
+  stroke-linecap: round; }
+.ls-field .ls-half { stroke: #394953; stroke-width: 1; }
+.ls-field rect { fill: #26323b; }
+.ls-cursor { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #f1e7cf;
+  pointer-events: none; }
+.ls-ends { display: flex; justify-content: space-between; font-size: 12px; padding: 5px 0 0 46px;
+  color: var(--body-text-color-subdued); }
+.gradio-container ul.ls-legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 10px;
+  font-size: 13px; color: var(--ls-soft); }
+.gradio-container .ls-legend li { display: flex; align-items: center; gap: 7px; margin: 0; }
+.ls-legend svg { width: 34px; height: 14px; flex: none; background: var(--ls-film); border-radius: 3px;
+  padding: 3px 4px; }
+.ls-shade { width: 34px; height: 14px; border-radius: 3px; background: #26323b; flex: none; }
+
+/* Reading */
+.ls-progress label { display: grid; gap: 7px; font-size: 14px; color: var(--body-text-color);
+  font-variant-numeric: tabular-nums; }
+.ls-progress progress { appearance: none; width: 100%; height: 8px; border: 0; border-radius: 4px; overflow: hidden;
+  background: var(--ls-track); }
+.ls-progress progress::-webkit-progress-bar { background: var(--ls-track); }
+.ls-progress progress::-webkit-progress-value { background: var(--color-accent); }
+.ls-progress progress::-moz-progress-bar { background: var(--color-accent); }
+.ls-known { background: var(--ls-note); border: 1px solid var(--ls-note-line); border-radius: 10px;
+  padding: 12px 18px; color: var(--ls-note-ink); font-size: 14px; line-height: 1.5; overflow-wrap: anywhere; }
+.gradio-container .ls-known h2 { font-size: 14px; font-weight: 700; color: inherit; }
+.gradio-container .ls-known ul { list-style: disc; padding-left: 18px; }
+.gradio-container .ls-known li { color: inherit; margin: 0; }
+.ls-series .wrap { display: grid; gap: 8px; }
+.ls-series label { align-items: flex-start; }
 
 /* Findings */
 .ls-card { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
@@ -109,23 +160,73 @@ CSS: Final = """
 .ls-value { font-variant-numeric: tabular-nums; text-align: right; }
 .ls-top .ls-name, .ls-top .ls-value { font-weight: 700; }
 .ls-track { grid-column: 1 / -1; position: relative; display: block; height: 8px; border-radius: 4px;
-  background: #24313a; }
+  background: var(--ls-track); }
 .ls-track > b { display: block; height: 100%; min-width: 2px; border-radius: 4px; background: var(--c); }
-.ls-track > s { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: #f2f5f6; }
-.ls-unknown .ls-track { background: repeating-linear-gradient(135deg, #24313a 0 5px, transparent 5px 10px); }
+.ls-track > s { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px;
+  background: var(--ls-tick); }
+.ls-unknown .ls-track { background: repeating-linear-gradient(135deg, var(--ls-track) 0 5px, transparent 5px 10px); }
 .ls-verdict { grid-column: 1 / -1; font-size: 13px; line-height: 1.45; justify-self: start; }
 .gradio-container .ls-found strong { color: var(--body-text-color); font-weight: 700; }
-.ls-found { color: #cfd9de; }
-.ls-nothing { color: #9ad9b8; }
+.ls-found { color: var(--ls-soft); }
+.ls-nothing { color: var(--ls-good); }
 .ls-nothing::before { content: "\\2713"; margin-right: 7px; }
-.ls-closed { color: #b8c5cc; border: 1px dashed #52636e; border-radius: 5px; padding: 1px 8px; }
+.ls-closed { color: var(--ls-soft); border: 1px dashed var(--ls-dashed); border-radius: 5px; padding: 1px 8px; }
 .gradio-container ol.ls-steps { margin: 0; padding: 0; list-style: none; display: grid; gap: 14px; }
 .gradio-container .ls-steps li { display: grid; grid-template-columns: 28px 1fr; font-size: 14px; line-height: 1.5;
-  color: #b8c5cc; margin: 0; }
+  color: var(--ls-soft); margin: 0; }
 .ls-steps li > b { color: var(--color-accent); font-weight: 700; }
-.ls-na { border: 1px dashed #52636e; border-radius: 8px; padding: 14px 16px; font-size: 14px; line-height: 1.5;
-  color: #b8c5cc; background: repeating-linear-gradient(135deg, #18222a 0 8px, transparent 8px 16px); }
+.ls-na { border: 1px dashed var(--ls-dashed); border-radius: 8px; padding: 14px 16px; font-size: 14px; line-height: 1.5;
+  color: var(--ls-soft); background: repeating-linear-gradient(135deg, var(--ls-hatch) 0 8px, transparent 8px 16px); }
 .gradio-container .ls-na strong { color: var(--body-text-color); font-size: 15px; }
+.ls-jump { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
+  text-decoration: underline; text-underline-offset: 2px; }
+.ls-downloads { gap: 8px !important; }
+.ls-kinds { display: flex !important; flex-wrap: wrap; gap: 8px !important; }
+.gradio-container .ls-kinds button { flex: 0 0 auto; min-width: 0; padding: 6px 14px; border-radius: 6px;
+  border: 1px solid var(--border-color-primary); }
+.gradio-container table.ls-burden, .gradio-container table.ls-cases { width: 100%; border-collapse: collapse; border: 0;
+  font-size: 14px; line-height: 1.4; margin: 0; }
+.gradio-container :is(.ls-burden, .ls-cases) :is(th, td) { border: 0; padding: 7px 14px 7px 0; text-align: left;
+  border-bottom: 1px solid var(--border-color-primary); background: none; color: var(--body-text-color);
+  vertical-align: top; font-weight: 400; }
+.gradio-container .ls-burden thead th { color: var(--body-text-color-subdued); font-size: 13px; }
+.gradio-container .ls-burden tr:last-child :is(th, td) { border-bottom: 0; }
+.ls-burden td b { display: block; font-weight: 700; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.ls-burden td span { font-size: 13px; color: var(--body-text-color-subdued); white-space: nowrap; }
+.ls-burden th .ls-swatch { margin-right: 9px; vertical-align: -1px; }
+
+/* Many cases */
+.gradio-container #folder-csv { flex: none; align-self: flex-start; width: auto; padding: 6px 14px; border-radius: 6px;
+  border: 1px solid var(--border-color-primary); }
+.gradio-container #directory { border: 1px solid var(--border-color-primary); }
+.ls-cases th button { font: inherit; font-size: 13px; color: var(--body-text-color-subdued); background: none;
+  border: 0; padding: 0; cursor: pointer; text-align: left; white-space: nowrap; }
+.ls-cases th button::after { content: "\\2195"; margin-left: 6px; }
+.ls-cases th[aria-sort="ascending"] button::after { content: "\\2191"; }
+.ls-cases th[aria-sort="descending"] button::after { content: "\\2193"; }
+.gradio-container table.ls-cases { min-width: 820px; }
+.ls-cases .ls-number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.ls-cases .ls-filename { overflow-wrap: anywhere; min-width: 120px; }
+.gradio-container .ls-cases .ls-bad td { color: var(--error-text-color); }
+
+/* About */
+.ls-about { display: grid; grid-template-columns: minmax(0, 1fr); }
+.ls-about > div { columns: 2; column-gap: 20px; }
+.ls-about .ls-card { break-inside: avoid; margin-bottom: 14px; }
+.gradio-container .ls-text { font-size: 14px; line-height: 1.55; color: var(--body-text-color); }
+.gradio-container .ls-text + .ls-text { margin-top: 10px; }
+.gradio-container ul.ls-list { list-style: disc; padding-left: 18px; font-size: 14px; line-height: 1.55; }
+.gradio-container .ls-list li { color: var(--body-text-color); margin: 0 0 6px; }
+.gradio-container details summary { cursor: pointer; font-size: 14px; margin: 10px 0; }
+.gradio-container pre.ls-code { margin: 12px 0 0; padding: 12px 14px; overflow-x: auto; border-radius: 8px;
+  font-size: 13px; line-height: 1.5; background: var(--background-fill-secondary);
+  border: 1px solid var(--border-color-primary); }
+.gradio-container .ls-code code { color: var(--body-text-color); white-space: pre; overflow-wrap: normal; }
+.ls-meaning { padding: 0; font-size: 14px; line-height: 1.5; }
+.ls-meaning summary { padding: 12px 18px; font-weight: 700; cursor: pointer; }
+.gradio-container .ls-meaning dl { margin: 0; padding: 0 18px 16px; }
+.gradio-container .ls-meaning dt { font-weight: 700; margin: 8px 0 2px; }
+.gradio-container .ls-meaning dd { margin: 0; color: var(--body-text-color-subdued); }
 
 /* Time and models */
 .ls-scroll { overflow-x: auto; }
@@ -139,11 +240,12 @@ CSS: Final = """
 .gradio-container table.ls-models { border: 0; }
 .ls-ms { display: inline-block; min-width: 60px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .ls-time { display: inline-block; width: 44px; height: 5px; vertical-align: 2px; }
-.ls-time > b { display: block; height: 100%; min-width: 1px; border-radius: 3px; background: #8fa3ae; }
+.ls-time > b { display: block; height: 100%; min-width: 1px; border-radius: 3px; background: var(--ls-time); }
 
 @media (max-width: 1180px) { .ls-reading { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 860px) {
   .ls-bench { grid-template-columns: minmax(0, 1fr); }
+  .ls-about > div { columns: 1; }
   .ls-tagline { font-size: 13px; }
   .ls-card { padding: 14px 14px 16px; }
   table.ls-models th, table.ls-models td { padding-right: 8px; }

@@ -6,9 +6,12 @@ X-ray, a stage whose gate was closed, and a stage that ran and found nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
+from demo.folders import UploadGone
+from demo.rows import card, row, scrolled, sentence, swatch
 from demo.watch import Health
 from serving import pipeline
 from serving.errors import LungstreamsError, RequestError, ScanError, ServerError
@@ -49,7 +52,7 @@ def server_banner(health: Health, url: str) -> str:
         return ""
     return (
         f'<div class="ls-banner" role="alert"><strong>{health.title} at <code>{escape(url)}</code></strong>'
-        f"<p>{_sentence(health.reason)}</p>"
+        f"<p>{sentence(health.reason)}</p>"
         "<p>Scans can not be read until it is back. This page keeps trying: no need to reload it.</p></div>"
     )
 
@@ -57,6 +60,7 @@ def server_banner(health: Health, url: str) -> str:
 def alert(error: LungstreamsError) -> str:
     """An error that the visitor can do something about."""
     titles = (
+        (UploadGone, "The upload is not kept any more"),
         (ScanError, "This file can not be read as a scan"),
         (RequestError, "These settings do not fit"),
         (ServerError, "The server did not answer"),
@@ -67,7 +71,32 @@ def alert(error: LungstreamsError) -> str:
 
 def message(title: str, text: str) -> str:
     """What went wrong, where the result would be."""
-    return f'<div class="ls-alert" role="alert"><strong>{title}</strong><p>{_sentence(text)}</p></div>'
+    return f'<div class="ls-alert" role="alert"><strong>{title}</strong><p>{sentence(text)}</p></div>'
+
+
+def progress(words: str, done: int, of: int) -> str:
+    """How far a reading is."""
+    return (
+        f'<div class="ls-progress"><label>{words}<progress max="{of}" value="{done}">{done} of {of}</progress></label>'
+        "</div>"
+    )
+
+
+def film(address: str, words: str) -> str:
+    """The scan that is looked at, in a dark frame.
+
+    Args:
+        address: Of the picture; empty for none.
+        words: What it is, or why there is none.
+    """
+    if not address:
+        return f'<div class="ls-film"><p class="ls-empty">{escape(words)}</p></div>'
+    return f'<div class="ls-film"><img src="{address}" alt="{escape(words)}"></div>'
+
+
+def error_json(error: LungstreamsError) -> dict[str, object]:
+    """An error for a program, as ``lungstreams predict --json`` has it."""
+    return {"error": {"type": type(error).__name__, "message": str(error)}}
 
 
 def below(p: float, threshold: float) -> str:
@@ -87,21 +116,33 @@ def area(fraction: float) -> str:
 
 def intro() -> str:
     """What the result will be, while there is none."""
-    steps = (
-        ("1", "<strong>Recognition.</strong> Four scores: " + ", ".join(label.title for label in DIAGNOSES) + "."),
-        ("2", "<strong>Manifestations.</strong> On CT slices: " + ", ".join(m.title for m in MANIFESTATIONS) + "."),
-        ("3", "<strong>Segmentation.</strong> One stream for each manifestation that was found, and one for all."),
+    return steps(
+        "No result yet",
+        (
+            "<strong>Recognition.</strong> Four scores: " + ", ".join(label.title for label in DIAGNOSES) + ".",
+            "<strong>Manifestations.</strong> On CT slices: " + ", ".join(m.title for m in MANIFESTATIONS) + ".",
+            "<strong>Segmentation.</strong> One stream for each manifestation that was found, and one for all.",
+        ),
     )
-    items = "".join(f"<li><b>{number}</b><span>{text}</span></li>" for number, text in steps)
-    return f'{_open("No result yet", "what you will see")}<ol class="ls-steps">{items}</ol></section>'
+
+
+def steps(title: str, texts: Sequence[str]) -> str:
+    """A card with what there will be, numbered.
+
+    Args:
+        title: Its heading.
+        texts: HTML of ours.
+    """
+    items = "".join(f"<li><b>{number}</b><span>{text}</span></li>" for number, text in enumerate(texts, start=1))
+    return f'{card(title, "what you will see")}<ol class="ls-steps">{items}</ol></section>'
 
 
 def diagnosis(report: CaseReport) -> str:
     """The four scores of stage 1."""
     ranked = max(DIAGNOSES, key=lambda label: report.diagnosis[label.name])
-    rows = "".join(_row(label, report.diagnosis[label.name], is_top=label is ranked) for label in DIAGNOSES)
+    rows = "".join(row(label, report.diagnosis[label.name], is_top=label is ranked) for label in DIAGNOSES)
     return (
-        f"{_open('Diagnosis', _MODALITY_TITLES[report.modality])}"
+        f"{card('Diagnosis', _MODALITY_TITLES[report.modality])}"
         f'<p class="ls-lead">Highest score: <strong>{escape(ranked.title)}</strong></p>'
         f'<ul class="ls-rows" aria-label="Diagnosis probabilities">{rows}</ul></section>'
     )
@@ -111,13 +152,13 @@ def manifestations(report: CaseReport) -> str:
     """The three scores of stage 2, and what each stream of stage 3 did."""
     if report.status["manifestations"] == "not_applicable":
         return (
-            f"{_open('Manifestations', 'and segmentation')}"
+            f"{card('Manifestations', 'and segmentation')}"
             '<div class="ls-na"><strong>Not applicable</strong><p>Manifestations and their segmentation are read on '
             "CT slices. This is an X-ray: they were not looked for, so nothing follows from their absence.</p></div>"
             "</section>"
         )
     rows = "".join(
-        _row(
+        row(
             label,
             report.manifestations[label.name],
             threshold=report.thresholds[label.name],
@@ -126,9 +167,9 @@ def manifestations(report: CaseReport) -> str:
         for label in MANIFESTATIONS
     )
     return (
-        f"{_open('Manifestations', 'area in % of the slice')}"
+        f"{card('Manifestations', 'area in % of the slice')}"
         f'<ul class="ls-rows" aria-label="Manifestation probabilities and areas">{rows}'
-        f'<li class="ls-row"><span class="ls-name">{_swatch(ALL_STREAM)}{ALL_STREAM.title}</span>'
+        f'<li class="ls-row"><span class="ls-name">{swatch(ALL_STREAM)}{ALL_STREAM.title}</span>'
         f"{_verdict(report, ALL_STREAM)}</li></ul></section>"
     )
 
@@ -137,11 +178,14 @@ def how(report: CaseReport) -> str:
     """Which model versions answered, and how long each took."""
     slowest_ms = max(report.stage_ms.values(), default=0.0)
     rows = "".join(_model_row(report, step, slowest_ms) for step in pipeline.STEPS)
+    table = (
+        '<table class="ls-models"><thead><tr><th scope="col">Stage</th><th scope="col">Model</th>'
+        '<th scope="col">Version</th><th scope="col">Time</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
     return (
-        f"{_open('Time and models', f'{report.latency_ms:,.0f} ms in all')}"
-        '<div class="ls-scroll" tabindex="0" role="region" aria-label="Time and models"><table class="ls-models">'
-        '<thead><tr><th scope="col">Stage</th><th scope="col">Model</th><th scope="col">Version</th>'
-        f'<th scope="col">Time</th></tr></thead><tbody>{rows}</tbody></table></div></section>'
+        f"{card('Time and models', f'{report.latency_ms:,.0f} ms in all')}"
+        f"{scrolled('time and models', table)}</section>"
     )
 
 
@@ -153,38 +197,7 @@ def layers_note(report: CaseReport) -> str:
         return '<p class="ls-note">No layers: every gate was closed, so no stream ran.</p>'
     return (
         f'<p class="ls-note">{ALL_STREAM.title}: filled in the colour of each class, edged in '
-        f"{_swatch(ALL_STREAM)}its own.</p>"
-    )
-
-
-def _open(title: str, aside: str) -> str:
-    return (
-        f'<section class="ls-card" aria-label="{title}">'
-        f'<div class="ls-heading"><h2>{title}</h2><span>{escape(aside)}</span></div>'
-    )
-
-
-def _sentence(text: str) -> str:
-    return escape(text[:1].upper() + text[1:])
-
-
-def _swatch(label: Label) -> str:
-    return f'<i class="ls-swatch" style="--c:rgb{label.colour_rgb}" aria-hidden="true"></i>'
-
-
-def _row(
-    label: Label, p: float | None, *, threshold: float | None = None, verdict: str = "", is_top: bool = False
-) -> str:
-    value = "—" if p is None else f"{100 * p:.1f} %"
-    number = "" if p is None else f' aria-valuenow="{100 * p:.1f}"'
-    fill = "" if p is None else f'<b style="width:{100 * p:.2f}%"></b>'
-    tick = "" if threshold is None else f'<s style="left:{100 * threshold:.2f}%" title="threshold {threshold:.2f}"></s>'
-    kind = "ls-row ls-top" if is_top else "ls-row" if p is not None else "ls-row ls-unknown"
-    return (
-        f'<li class="{kind}" style="--c:rgb{label.colour_rgb}">'
-        f'<span class="ls-name">{_swatch(label)}{label.title}</span>'
-        f'<span class="ls-value">{value}</span><span class="ls-track" role="meter" aria-label="{label.title}"'
-        f' aria-valuemin="0" aria-valuemax="100"{number} aria-valuetext="{value}">{fill}{tick}</span>{verdict}</li>'
+        f"{swatch(ALL_STREAM)}its own.</p>"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from serving.client import PipelineClient
 from serving.errors import ServerError, ServerMismatch, ServerNotReady
+from serving.tls import ClientTls
 
 _FRESH_S: Final = 1.0
 """Pages that ask within this time share one answer."""
@@ -36,10 +37,12 @@ class ServerWatch:
 
     Args:
         url: ``host:port`` of Triton's gRPC endpoint.
+        tls: For a Triton that speaks TLS.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ClientTls | None = None) -> None:
         self.url = url
+        self._tls = tls
         self._lock = threading.Lock()
         self._health: Health | None = None
         self._probed_at_s = 0.0
@@ -54,11 +57,19 @@ class ServerWatch:
                 self._probed_at_s = time.monotonic()
             return self._health
 
+    def versions(self) -> dict[str, str]:
+        """Version of each model that the server serves; empty if it does not answer."""
+        try:
+            with PipelineClient(self.url, timeout_s=_PROBE_TIMEOUT_S, tls=self._tls) as client:
+                return client.versions()
+        except ServerError:
+            return {}
+
     def _probe(self, was_ready: bool) -> Health:
         # A client a probe: the page then holds nothing that would have to be closed with it, and the state that a
         # channel is in after losing its server never decides what the visitor sees.
         try:
-            with PipelineClient(self.url, timeout_s=_PROBE_TIMEOUT_S) as client:
+            with PipelineClient(self.url, timeout_s=_PROBE_TIMEOUT_S, tls=self._tls) as client:
                 if not (was_ready and client.is_ready()):
                     client.check()
         except ServerError as error:

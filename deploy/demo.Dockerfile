@@ -15,4 +15,4 @@ USER lungstreams
 WORKDIR /home/lungstreams
 ENV TRITON_URL=triton:8001
 EXPOSE 7860
-CMD ["python", "-c", "import os; from demo.app import launch; launch(os.environ['TRITON_URL'], '0.0.0.0', 7860)"]
+CMD ["python", "-c", "import os; from demo.app import launch; from demo.guard import PageAccess; launch(os.environ['TRITON_URL'], '0.0.0.0', 7860, access=PageAccess(insecure=True))"]

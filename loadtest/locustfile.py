@@ -25,11 +25,13 @@ from typing import Any, Final
 import gevent
 import grpc.experimental.gevent as grpc_gevent
 from locust import User, events, task
+from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest import wire
+from loadtest import wire, workers
 from loadtest.cases import LoadCase, schedule, select
 from loadtest.gate import Samples, judge
-from serving.errors import InferenceFailed, RequestError
+from serving.errors import InferenceFailed, RequestError, TlsError
+from serving.tls import ClientTls
 
 # gRPC's core blocks in C, where gevent can not switch. Must come before the first channel, and in this process alone.
 grpc_gevent.init_gevent()
@@ -38,6 +40,9 @@ DEFAULT_HOST: Final = "127.0.0.1:8001"
 DEFAULT_RUN_TIME_S: Final = 60
 STOP_TIMEOUT_S: Final = wire.REQUEST_TIMEOUT_S + 5
 """Requests under way at the end are waited for: dropping them would drop the slowest ones."""
+
+WORKER_GRACE_S: Final = 5
+"""In which a worker's samples reach its master, after its requests have ended."""
 
 FAILURE_PAUSE_S: Final = 0.2
 """Outside the measured time; a server that is down is not hammered."""
@@ -56,8 +61,10 @@ class _Run:
         self.requests: Iterator[tuple[LoadCase, bytes]] = iter(())
         self.samples: defaultdict[str, Samples] = defaultdict(Samples)
         self.delay_s = 0.0
+        self.tls: ClientTls | None = None
         self.started_s: float | None = None
         self.ended_s = 0.0
+        self.crew: workers.Crew | None = None
 
     def plan(self, cases: tuple[LoadCase, ...], delay_s: float) -> None:
         scans = {case.name: itertools.cycle(case.scans()) for case in cases}
@@ -67,10 +74,17 @@ class _Run:
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.started_s is None else self.ended_s - self.started_s
+        own_s = 0.0 if self.started_s is None else self.ended_s - self.started_s
+        return own_s if self.crew is None else self.crew.seconds
 
     def notes(self) -> tuple[str, ...]:
-        return (f"{self.delay_s:g} s of delay were added to each request",) if self.delay_s else ()
+        delay = (f"{self.delay_s:g} s of delay were added to each request",) if self.delay_s else ()
+        lost = (f"{self.lost} workers were lost, and their requests with them",) if self.lost else ()
+        return delay + lost
+
+    @property
+    def lost(self) -> int:
+        return 0 if self.crew is None else self.crew.lost
 
 
 _run = _Run()
@@ -83,7 +97,7 @@ class ScanUser(User):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Connects."""
-        self._client = wire.connect(self.host)
+        self._client = wire.connect(self.host, _run.tls)
 
     def on_stop(self) -> None:
         """Hangs up."""
@@ -148,13 +162,14 @@ def prepare(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     environment.host = environment.host or DEFAULT_HOST
     try:
-        _require_one_process(options)
+        _require_no_fork(options)
         _require_allowed(environment.host)
         if not 0 <= options.delay_s < float("inf"):
             raise RequestError(f"expected a delay of 0 s or more, got {options.delay_s}")
         names = [name.strip() for name in options.cases.split(",") if name.strip()]
         _run.plan(select(names, options.budget_s), options.delay_s)
-    except RequestError as error:
+        _run.tls = ClientTls.of_environment(os.environ)
+    except (RequestError, TlsError) as error:
         _log.error("refused: %s", error)
         sys.exit(REFUSED_EXIT_CODE)
     options.run_time = options.run_time or DEFAULT_RUN_TIME_S
@@ -162,12 +177,16 @@ def prepare(environment: Any, **_: Any) -> None:
     # this a run is shorter by that.
     gevent.get_hub().loop.update_now()
     environment.stop_timeout = max(environment.stop_timeout, STOP_TIMEOUT_S)
+    if isinstance(environment.runner, WorkerRunner):
+        workers.answer(environment.runner, _run)
+    elif isinstance(environment.runner, MasterRunner):
+        _run.crew = workers.Crew(environment.runner, _run.samples)
 
 
-def _require_one_process(options: Any) -> None:
-    # The gate needs each sample, and locust's workers send their master rounded sums only.
-    if options.master or options.worker:
-        raise RequestError("expected one locust process, got --master, --worker or --processes")
+def _require_no_fork(options: Any) -> None:
+    # gRPC does not survive the fork by which locust makes these: start each worker as a program of its own.
+    if options.processes:
+        raise RequestError("expected workers that are started with --worker, got --processes")
 
 
 def _require_allowed(url: str) -> None:
@@ -190,8 +209,15 @@ def begin(environment: Any, **_: Any) -> None:
         environment.process_exit_code = REFUSED_EXIT_CODE
         environment.runner.quit()
         return
+    if isinstance(environment.runner, WorkerRunner):
+        # The master's, which came with its order to start.
+        options = environment.parsed_options
+        names = [name.strip() for name in options.cases.split(",") if name.strip()]
+        _run.plan(select(names, options.budget_s), options.delay_s)
     environment.process_exit_code = None
     _run.samples.clear()
+    if _run.crew is not None:
+        _run.crew.begin()
     _run.started_s = _run.ended_s = time.perf_counter()
     if environment.web_ui is not None:
         gevent.spawn_later(environment.parsed_options.run_time, environment.runner.stop)
@@ -208,14 +234,25 @@ def collect(name: str, response_time: float, exception: Exception | None, **_: A
     _run.ended_s = time.perf_counter()
 
 
+@events.test_stopping.add_listener  # type: ignore[untyped-decorator]
+def gather(environment: Any, **_: Any) -> None:
+    """Collects the workers' samples, as the master."""
+    if _run.crew is not None:
+        _run.crew.finish(environment.stop_timeout + WORKER_GRACE_S)
+
+
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def decide(environment: Any, **_: Any) -> None:
     """Says for each case whether it held, and sets the exit code."""
     if environment.process_exit_code == REFUSED_EXIT_CODE:
+        return
+    if isinstance(environment.runner, WorkerRunner):
+        # The master judges.
+        environment.process_exit_code = 0
         return
     judgement = judge(_run.cases, _run.samples, _run.seconds, _run.notes())
     for line in judgement.lines():
         _log.info(line)
     if environment.parsed_options.verdict_json:
         judgement.write(Path(environment.parsed_options.verdict_json))
-    environment.process_exit_code = 0 if judgement.passed else 1
+    environment.process_exit_code = 0 if judgement.passed and not _run.lost else 1

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from loadtest.cases import PAPER_CASE_S, select
 from loadtest.wire import REQUEST_TIMEOUT_S
 from serving.errors import RequestError
+from serving.tls import ClientTls
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
 VERDICT_FILE: Final = "verdict.json"
@@ -41,6 +42,7 @@ def run(
     out: Path = Path("reports/loadtest"),
     spawn_rate: float | None = None,
     repository: Path | None = None,
+    tls: ClientTls | None = None,
 ) -> int:
     """Loads a server with cases and judges each of them.
 
@@ -56,6 +58,7 @@ def run(
         out: Folder of the reports; made if it is not there.
         spawn_rate: Users started per second; None starts all at once.
         repository: The embedded server's models; None means `serving.repository.DEFAULT_REPOSITORY`.
+        tls: For a server at `url` that speaks TLS.
 
     Returns:
         0 if every case held, 1 if a budget broke, failures reached 1 % or something did not run, 2 if it was refused.
@@ -81,7 +84,7 @@ def run(
             *("--html", str(out / "report.html"), "--csv", str(out / "report")),
             *("--verdict-json", str(out / VERDICT_FILE)),
         ]
-        code = _run_locust(command, out / LOG_FILE, duration_s, console)
+        code = _run_locust(command, out / LOG_FILE, duration_s, console, _environment(tls))
     _report(out, console)
     return code
 
@@ -104,11 +107,13 @@ def _start_embedded(stack: ExitStack, repository: Path | None) -> str:
     return str(stack.enter_context(TritonServer(config)).grpc_url)
 
 
-def _run_locust(command: Sequence[str], log: Path, duration_s: float, console: Console) -> int:
+def _run_locust(
+    command: Sequence[str], log: Path, duration_s: float, console: Console, environment: dict[str, str]
+) -> int:
     # locust writes a table every few seconds and reads keys from a terminal: neither is for this one.
     with (
         log.open("w", encoding="utf-8") as sink,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=_environment()) as process,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment) as process,
         Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as progress,
     ):
         bar = progress.add_task("Loading the server", total=duration_s)
@@ -130,9 +135,11 @@ def _run_locust(command: Sequence[str], log: Path, duration_s: float, console: C
     return process.returncode if process.returncode in (0, 1) else CRASHED_EXIT_CODE
 
 
-def _environment() -> dict[str, str]:
-    # locust takes options from here as well, and one such as LOCUST_PROCESSES would make it another test.
-    return {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
+def _environment(tls: ClientTls | None) -> dict[str, str]:
+    # locust takes options from here as well, and one such as LOCUST_PROCESSES would make it another test. What of TLS
+    # counts is what we were given: an embedded server speaks plainly, whatever the environment says.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOCUST_", "LUNGSTREAMS_TLS_"))}
+    return kept | (tls.to_environment() if tls is not None else {})
 
 
 def _report(out: Path, console: Console) -> None:

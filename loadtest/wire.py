@@ -35,6 +35,7 @@ from serving.pipeline import (
     Tensor,
     mask_output,
 )
+from serving.tls import ClientTls
 
 REQUEST_TIMEOUT_S: Final = 30.0
 """When a request counts as failed, in seconds. Well above any budget, so that slow is told from dead."""
@@ -84,11 +85,12 @@ class _Client(triton.InferenceServerClient):  # type: ignore[misc]
             super().close()
 
 
-def connect(url: str) -> Any:
+def connect(url: str, tls: ClientTls | None = None) -> Any:
     """A tritonclient with a connection of its own.
 
     Args:
         url: As `parse_address` takes it.
+        tls: For a server that speaks TLS.
 
     Returns:
         A `tritonclient.grpc.InferenceServerClient`.
@@ -106,7 +108,8 @@ def connect(url: str) -> Any:
         # Else all users of one process share a connection, which real ones do not.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    return _Client(f"{host}:{port}", channel_args=options)
+    credentials = None if tls is None else tls.credentials()
+    return _Client(f"{host}:{port}", creds=credentials, channel_args=options)
 
 
 def _input(tensor: Tensor, values: Sequence[Any]) -> Any:

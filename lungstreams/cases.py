@@ -17,6 +17,7 @@ from serving.study_report import StudyReport
 EXPLANATION: Final = "explanation"
 """Key of the picture of what speaks for the answer; there when it was asked for, None for a study."""
 _AT_THE_TOP: Final = ("modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms")
+DOUBTED: Final = "What follows is not to be trusted."
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,11 @@ class CaseResult:
         return tuple(f"{self.title}: CanNotExport: {why}" for why in self.data.get("export_errors", {}).values())
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why it may be no chest scan. None of a study: slices above and below the lungs belong to it."""
+        return tuple(self.data.get("doubts", ()))
+
+    @property
     def line(self) -> str:
         """The object as a line of JSON."""
         return json.dumps(self.data, allow_nan=False)
@@ -68,7 +74,8 @@ class CaseResult:
                 said.append(f"{label.title.lower()} {score:.0%}")
         if "study" in self.data:
             said.extend(burden_words(self.data["study"]["burden"]))
-        return f"{self.title}: {self.data['modality']}, {', '.join(said)}"
+        doubts = " ".join(self.doubts)
+        return f"{self.title}: {f'{doubts} {DOUBTED} ' if doubts else ''}{self.data['modality']}, {', '.join(said)}"
 
 
 def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) -> CaseResult:
@@ -81,7 +88,7 @@ def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) ->
     """
     height, width = report.size_hw
     caption = f"{report.modality}, {width} x {height} pixels, {report.latency_ms:.0f} ms."
-    return CaseResult(_top(name, report.to_json(), masks), caption)
+    return CaseResult({**_top(name, report.to_json(), masks), "doubts": list(report.doubts)}, caption)
 
 
 def study_case(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import threading
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from lungstreams import working
+from lungstreams import repositories, working
+from lungstreams.access import TlsCa, TlsCert, TlsKey, Users, admin_key, client_tls, server_access
 from lungstreams.console import (
     EXIT_REFUSED,
-    EXIT_SOME_FAILED,
     PROGRAM,
     URL_VARIABLE,
     complain,
@@ -24,6 +23,8 @@ from lungstreams.console import (
     spinner,
     stopped_by_signals,
 )
+from lungstreams.paging import page_launcher
+from lungstreams.repositories import Repository
 from serving.errors import LungstreamsError
 
 # Whatever typer raises over a command line that it can not read; typer itself names only some of its kinds.
@@ -42,19 +43,12 @@ app = typer.Typer(
         "lungstreams predict --help",
     ),
 )
-repository_app = typer.Typer(help="Check or write the folder that Triton serves.", rich_markup_mode="rich")
-app.add_typer(repository_app, name="repository")
+app.add_typer(repositories.app, name="repository")
 
 Url = Annotated[
     str | None,
     typer.Option(
         envvar=URL_VARIABLE, metavar="HOST:PORT", help="Triton's gRPC address. [dim]Default 127.0.0.1:8001[/dim]"
-    ),
-]
-Repository = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="The model repository. [dim]Default: LUNGSTREAMS_REPOSITORY, or the one that ships[/dim]"
     ),
 ]
 
@@ -89,6 +83,7 @@ class Accelerator(str, Enum):
         "lungstreams serve",
         "lungstreams serve --grpc-port 0 --http-port 0 --metrics-port 0 --threads 2",
         "lungstreams serve --repository ./model_repository &",
+        "lungstreams serve --public --tls-cert server.pem --tls-key server.key --client-ca clients.pem",
     )
 )
 def serve(
@@ -100,17 +95,28 @@ def serve(
     accelerator: Annotated[
         Accelerator | None, typer.Option(help="Compute the networks by this instead of ONNX Runtime.")
     ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let other machines reach gRPC; needs TLS.")] = False,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="--public: IPv4 address of gRPC. [dim]Default: 0.0.0.0[/dim]")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="gRPC's certificate, as PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The private key of --tls-cert.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Let in only clients whose certificate this signed.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="--public without TLS, in spite of all.")] = False,
 ) -> None:
-    """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C.
+    """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C. If Triton ends, it is started again.
 
     Writes one line, [bold]ready grpc=127.0.0.1:8001[/bold], to standard output when every model is ready. It binds to
-    loopback: for other machines deploy NVIDIA's container, which serves the same folder.
+    loopback: for other machines deploy NVIDIA's container, which serves the same folder. With --public gRPC is open to
+    them all the same; HTTP and the metrics never are.
     """
-    from serving.errors import ServerStartError
-    from serving.process import last_word
     from serving.repository import DEFAULT_REPOSITORY
+    from serving.supervision import keep_up
     from serving.tritonserver import ServerConfig, TritonServer
 
+    address, tls = server_access(host, tls_cert, tls_key, client_ca, public=public, insecure=insecure)
     config = ServerConfig(
         repository or DEFAULT_REPOSITORY,
         grpc_port=grpc_port,
@@ -118,15 +124,18 @@ def serve(
         metrics_port=metrics_port,
         threads=threads,
         accelerator=accelerator.value if accelerator else None,
+        host=address,
+        tls=tls,
+        insecure=insecure,
+        admin_key=admin_key(),
     )
     server = TritonServer(config)
     with stopped_by_signals():
         try:
             with spinner("Starting Triton ..."):
                 server.start()
-            typer.echo(f"ready grpc={server.grpc_url}")
-            status = server.wait()
-            raise ServerStartError(f"Triton ended by itself (exit status {status}): {last_word(server.log_path)}")
+            typer.echo(f"ready grpc={server.config.host}:{server.config.grpc_port}")
+            keep_up(server, complain)
         finally:
             with spinner("Stopping Triton ..."):
                 server.stop()
@@ -134,48 +143,44 @@ def serve(
 
 @app.command(
     epilog=examples(
-        "lungstreams demo", "lungstreams demo --port 8080", "lungstreams demo --url gpu-box:8001 --host 0.0.0.0"
+        "lungstreams demo",
+        "lungstreams demo --port 8080",
+        "lungstreams demo --url gpu-box:8001 --tls-ca ca.pem --host 0.0.0.0 --users users.txt",
     )
 )
 def demo(
     url: Url = None,
     host: Annotated[str, typer.Option(help="Address that the page listens at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the page listens at.")] = 7860,
+    users: Users = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Another --host without --users, behind a proxy that knows them.")
+    ] = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Open the web page: upload a scan, see the diagnosis, the manifestations and the masks.
 
     Writes one line, [bold]ready page=http://127.0.0.1:7860/[/bold], to standard output when the page is there. Without
     --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not.
     """
+    launch = page_launcher(host, port, users, client_tls(tls_ca, tls_cert, tls_key), insecure=insecure)
     with stopped_by_signals():
         if url is not None:
-            _launch(url, host, port)
+            launch(url)
             return
         from serving.client import DEFAULT_URL, PipelineClient
 
-        with PipelineClient(DEFAULT_URL) as client:
+        with PipelineClient(DEFAULT_URL, tls=client_tls(tls_ca, tls_cert, tls_key)) as client:
             there = client.is_ready()
         if there:
-            _launch(DEFAULT_URL, host, port)
+            launch(DEFAULT_URL)
             return
+        if (tls_ca or tls_cert) is not None:
+            fail(f"nothing answers at {DEFAULT_URL} by TLS; name a server with --url")
         with embedded_server() as server:
-            _launch(server.grpc_url, host, port)
-
-
-def _launch(url: str, host: str, port: int) -> None:
-    with spinner("Starting the page ..."):
-        from demo.app import launch
-
-        try:
-            page = launch(url, host, port, prevent_thread_lock=True)
-        except OSError as error:
-            # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
-            fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
-    try:
-        typer.echo(f"ready page={page.local_url}")
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+            launch(server.grpc_url)
 
 
 @app.command(
@@ -230,6 +235,9 @@ def predict(
         typer.Option("--explain", help="Also write what speaks for a scan's likeliest diagnosis to --out, as heat."),
     ] = False,
     resume: Annotated[bool, typer.Option(help="Leave out what an earlier run over the same folder has done.")] = True,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Ask the server for each scan and show what it says.
 
@@ -258,34 +266,8 @@ def predict(
         predicting.parse_explain(explain, out),
     )
     output = predicting.Output(as_json, out, resume)
-    raise typer.Exit(predicting.predict_files(files, url or DEFAULT_URL, ask, output))
-
-
-@repository_app.command("check", epilog=examples("lungstreams repository check"))
-def repository_check(repository: Repository = None) -> None:
-    """Hold a model repository against the code: configs, graphs, label order, wiring.
-
-    Writes one problem a line and exits with 1, or one line that starts with [bold]ok[/bold] and exits with 0.
-    """
-    from serving.repository import DEFAULT_REPOSITORY, check
-
-    folder = repository or DEFAULT_REPOSITORY
-    problems = check(folder)
-    for problem in problems:
-        typer.echo(" ".join(problem.split()))
-    if problems:
-        raise typer.Exit(EXIT_SOME_FAILED)
-    typer.echo(f"ok {folder}")
-
-
-@repository_app.command("write", epilog=examples("lungstreams repository write --repository ./model_repository"))
-def repository_write(repository: Repository = None) -> None:
-    """Write every config.pbtxt from serving/pipeline.py. Models are left as they are."""
-    from serving.repository import DEFAULT_REPOSITORY, write_configs
-
-    folder = repository or DEFAULT_REPOSITORY
-    write_configs(folder)
-    typer.echo(f"written {folder}")
+    tls = client_tls(tls_ca, tls_cert, tls_key)
+    raise typer.Exit(predicting.predict_files(files, url or DEFAULT_URL, ask, output, tls))
 
 
 working.register(app)

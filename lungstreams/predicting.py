@@ -15,13 +15,14 @@ from lungstreams.masks import MaskFolder
 from lungstreams.progress import Bars
 from lungstreams.reading import Ask, Reader
 from lungstreams.sources import Listing, Source, list_sources
-from lungstreams.tables import table_of
+from lungstreams.tables import table_of, warning_of
 from serving import exports, pipeline
 from serving.client import PipelineClient
 from serving.errors import RequestError, ScanError, ServerUnreachable
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
 from serving.results import resolve_thresholds
 from serving.series import read_study
+from serving.tls import ClientTls
 
 EXIT_STOPPED: Final = 130
 MASKS_NAME: Final = "masks"
@@ -116,7 +117,7 @@ def list_series(given: Sequence[Path]) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output) -> int:
+def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output, tls: ClientTls | None = None) -> int:
     """Ask for each file and each scan of each folder, and write what came: the exit code.
 
     Raises:
@@ -124,7 +125,7 @@ def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output) -> 
         ServerError: If the server can not be asked at all.
     """
     code = EXIT_STOPPED
-    with stopped_by_signals(), PipelineClient(url) as client:
+    with stopped_by_signals(), PipelineClient(url, tls=tls) as client:
         try:
             client.check()
         except ServerUnreachable as error:
@@ -209,6 +210,8 @@ class _Run:
                 if "error" not in case.data and in_short:
                     out.print(case.sentence, markup=False, highlight=False, soft_wrap=True)
                 elif "error" not in case.data:
+                    if case.doubts:
+                        out.print(warning_of(case))
                     out.print(table_of(case))
                 for complaint in case.complaints:
                     complain(complaint)

@@ -20,6 +20,7 @@ COLUMNS: Final = (
     *_BURDEN,
     *(f"mask_{name}" for name in STREAM_NAMES),
     "latency_ms",
+    "doubts",
 )
 """In their order. Empty is what was not said: a stage that did not run, a volume that is not known."""
 
@@ -40,6 +41,7 @@ def row_of(data: Mapping[str, Any]) -> dict[str, object]:
     row |= {f"p_{name}": p for part in ("diagnosis", "manifestations") for name, p in data[part].items()}
     for column, part in (("status", "status"), ("area_fraction", "area_fraction"), ("mask", "masks")):
         row |= {f"{column}_{name}": value for name, value in data[part].items()}
+    row["doubts"] = " ".join(data.get("doubts", ()))
     if "study" in data:
         row |= dict(_study(data["study"]))
     return row

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from lungstreams.cases import EXPLANATION, CaseResult, burden_words
+from lungstreams.cases import DOUBTED, EXPLANATION, CaseResult, burden_words
 from lungstreams.console import RESEARCH_ONLY
 from serving.labels import DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAMS
 
@@ -37,6 +38,11 @@ def table_of(case: CaseResult) -> Table:
     for label in (*MANIFESTATIONS, *(stream for stream in STREAMS if stream.name not in MANIFESTATION_NAMES)):
         table.add_row(label.title, _score(data, label.name), *_amounts(data, label.name), _mask(data, label.name))
     return table
+
+
+def warning_of(case: CaseResult) -> Text:
+    """What a reader must see before the table of a case that may be no chest scan."""
+    return Text(f"{' '.join(case.doubts)} {DOUBTED}", style="bold red")
 
 
 def _words(data: Mapping[str, Any]) -> Iterable[str]:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from lungstreams import datasets
+from lungstreams.access import TlsCa, TlsCert, TlsKey, client_tls
 from lungstreams.console import URL_VARIABLE, examples, fail, out
 from lungstreams.extras import extra
 
@@ -251,6 +252,9 @@ def loadtest(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the reports go.")] = Path(
         "reports/loadtest"
     ),
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Load a server with scans and judge each kind of case.
 
@@ -258,7 +262,8 @@ def loadtest(
     """
     names = [name for given in cases or [] for name in given.split(",") if name]
     run = extra("loadtest.run").run
-    raise typer.Exit(run(url, duration_s=duration, users=users, cases=names, budget_s=budget_s, out=folder))
+    tls = None if url is None else client_tls(tls_ca, tls_cert, tls_key)
+    raise typer.Exit(run(url, duration_s=duration, users=users, cases=names, budget_s=budget_s, out=folder, tls=tls))
 
 
 def bench(

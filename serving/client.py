@@ -26,8 +26,10 @@ from serving import pipeline, statistics, wire
 from serving.calls import Calls
 from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.plausibility import examine
 from serving.results import CaseReport, build_report, resolve_thresholds
 from serving.scans import Scan, decode
+from serving.tls import ClientTls
 
 DEFAULT_URL: Final = "127.0.0.1:8001"
 
@@ -45,12 +47,20 @@ class PipelineClient:
         timeout_s: Deadline of an inference in seconds, counted from when it is sent.
         cancel_on_server: Whether cancelling, and the deadline, take a request out of the server's queues. Only for a
             Triton that survives it, see `serving.calls`: the embedded one does not.
+        tls: For a server that speaks TLS; None speaks plainly.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, cancel_on_server: bool = False) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 30.0,
+        cancel_on_server: bool = False,
+        tls: ClientTls | None = None,
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        self._triton = wire.connect(url)
+        self._triton = wire.connect(url, tls)
         self._calls = Calls(self._triton, url, timeout_s, cancel_on_server=cancel_on_server)
 
     def __enter__(self) -> PipelineClient:
@@ -253,6 +263,7 @@ class PipelineClient:
             models=statistics.versions(before, after, (*models, pipeline.ENSEMBLE_NAME)),
             latency_ms=latency_ms,
             stage_ms=statistics.stage_ms(before, after, models),
+            doubts=examine(scan).words,
         )
 
 

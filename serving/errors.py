@@ -18,6 +18,7 @@
      |    +-- ServerMismatch       its models are not those of `serving.pipeline`
      |    +-- InferenceFailed      it refused or failed the request
      |    +-- ServerStartError     the embedded server could not be started
+     +-- TlsError                  a certificate or key that can not be used
      +-- RepositoryError           a folder that is no model repository of ours
      +-- ExportError               a model that may not be published
      |    +-- ParityError          two forms of a model disagree
@@ -111,6 +112,10 @@ class InferenceFailed(ServerError):
 
 class ServerStartError(ServerError):
     """The embedded server could not be started."""
+
+
+class TlsError(LungstreamsError):
+    """A certificate or key that can not be used."""
 
 
 class RepositoryError(LungstreamsError):

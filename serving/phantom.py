@@ -52,6 +52,7 @@ def ct_slice(
     ground_glass: bool = True,
     consolidation: bool = True,
     pleural_effusion: bool = True,
+    height: float = 0.0,
 ) -> Phantom:
     """Draw an axial chest slice through the lung window.
 
@@ -61,6 +62,7 @@ def ct_slice(
         ground_glass: Whether to draw hazy patches through which vessels are seen.
         consolidation: Whether to draw a dense patch with air bronchograms.
         pleural_effusion: Whether to draw a crescent of fluid behind a lung.
+        height: Where the slice lies, from -1 at the base of the lungs to 1 at their tops: they are widest at 0.
 
     Returns:
         The slice and its class mask.
@@ -68,6 +70,8 @@ def ct_slice(
     canvas = Canvas(size_px, np.random.default_rng(seed))
     hu, wall = _chest_wall(canvas)
     lungs = _lungs(canvas, wall)
+    if height:
+        lungs = _at_height(lungs[0], height), _at_height(lungs[1], height)
     hu = blend(hu, LUNG_HU + 25 * canvas.noise(0.08) + 70 * np.clip(canvas.y, -1, 1), np.maximum(*lungs))
     hu = _vessels(canvas, hu, lungs)
     mask = np.full((size_px, size_px), BACKGROUND_CLASS, np.uint8)
@@ -150,6 +154,16 @@ def _lungs(canvas: Canvas, wall: Coverage) -> tuple[Coverage, Coverage]:
     solid = np.maximum.reduce([mediastinum, hilum, heart, spine, aorta])
     space = np.clip(wall - solid, 0, 1)
     return space * (canvas.x < 0), space * (canvas.x >= 0)
+
+
+def _at_height(lung: Coverage, height: float) -> Coverage:
+    """A lung of a higher or lower slice: drawn in towards its middle, as a ball is."""
+    part = max(1 - height**2, 0.0) ** 0.5
+    weight = max(float(lung.sum()), 1.0)
+    middle = [float((lung.sum(axis=axis) * np.arange(lung.shape[1])).sum()) / weight for axis in (0, 1)]
+    move = np.array([[part, 0, (1 - part) * middle[0]], [0, part, (1 - part) * middle[1]]], np.float32)
+    smaller: Coverage = cv2.warpAffine(lung, move, lung.shape[::-1]) if part > 0.05 else np.zeros_like(lung)
+    return smaller
 
 
 def _vessels(canvas: Canvas, hu: Coverage, lungs: tuple[Coverage, Coverage]) -> Coverage:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -12,6 +14,26 @@ from pydicom.uid import ComputedRadiographyImageStorage, CTImageStorage, Explici
 
 from serving.dicom_pixels import LUNG_LEVEL_HU, LUNG_WIDTH_HU
 from serving.labels import Modality
+
+# Of every drawn study: there is one, and it is nobody's.
+_STUDY: Final = "lungstreams phantom study"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slice lies in a study.
+
+    Attributes:
+        position_mm: Centre of the first pixel, LPS. Slices are axial.
+        number: Its number in the series, from 1.
+        series: The series' number in the study.
+        description: What the file calls the series.
+    """
+
+    position_mm: tuple[float, float, float]
+    number: int = 1
+    series: int = 1
+    description: str = ""
 
 
 def png_bytes(pixels: UInt8[np.ndarray, "h w *channels"]) -> bytes:
@@ -26,6 +48,7 @@ def dicom_bytes(
     modality: Modality = "ct",
     photometric: str = "MONOCHROME2",
     pixel_spacing_mm: tuple[float, float] | None = (0.7, 0.7),
+    place: Place | None = None,
 ) -> bytes:
     """A DICOM file that `serving.scans.decode` shows as exactly these pixels. It names nobody.
 
@@ -34,6 +57,7 @@ def dicom_bytes(
         modality: ``ct`` stores Hounsfield units (the lung window undone), ``xray`` a computed radiograph.
         photometric: MONOCHROME1 stores a radiograph inverted. CT values are physical and stay.
         pixel_spacing_mm: Distance of rows, distance of columns; None to leave it out.
+        place: Where it lies; None for a slice of no study.
 
     Returns:
         The file, in explicit VR little endian.
@@ -43,7 +67,10 @@ def dicom_bytes(
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = CTImageStorage if modality == "ct" else ComputedRadiographyImageStorage
     # From the pixels, so that the same drawing is the same file.
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[pixels.tobytes().hex()])
+    # And from its place: slices without lungs may be equal to the pixel.
+    dataset.SOPInstanceUID = generate_uid(
+        entropy_srcs=[pixels.tobytes().hex(), *([] if place is None else [str(place)])]
+    )
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.Modality = "CT" if modality == "ct" else "CR"
@@ -51,6 +78,8 @@ def dicom_bytes(
     dataset.PatientName, dataset.PatientID = "", "PHANTOM"
     if pixel_spacing_mm is not None:
         dataset.PixelSpacing = list(pixel_spacing_mm)
+    if place is not None:
+        _put(dataset, place)
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
     if modality == "ct":
@@ -60,6 +89,19 @@ def dicom_bytes(
     stream = io.BytesIO()
     dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def _put(dataset: Dataset, place: Place) -> None:
+    dataset.StudyInstanceUID = generate_uid(entropy_srcs=[_STUDY])
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[_STUDY, "frame of reference"])
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[_STUDY, str(place.series)])
+    dataset.SeriesNumber, dataset.InstanceNumber = place.series, place.number
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = list(place.position_mm), [1, 0, 0, 0, 1, 0]
+    # Attributes of a study that must be there and may be empty (PS3.3 C.7.1, C.7.2).
+    dataset.PatientBirthDate = dataset.PatientSex = dataset.StudyDate = dataset.StudyTime = ""
+    dataset.StudyID = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
+    if place.description:
+        dataset.SeriesDescription = place.description
 
 
 def _store_hu(dataset: Dataset, pixels: UInt8[np.ndarray, "h w"]) -> None:

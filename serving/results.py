@@ -49,6 +49,8 @@ class CaseReport:
         size_hw: Height and width of the scan in pixels.
         activation: By diagnosis, float32 of shape `size_hw` in original space: what each place adds to the logit, see
             `serving.activation`; drawn when it is read. None where nobody asked.
+        doubts: Why the scan may be no plausible chest scan, as sentences for a reader, see `serving.plausibility`;
+            empty when it is one.
 
     Raises:
         GeometryError: If a mask or map is not of the scan's size.
@@ -67,6 +69,7 @@ class CaseReport:
     latency_ms: float = 0.0
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     activation: ActivationMaps | None = None
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _expect_names("diagnosis", self.diagnosis, DIAGNOSIS_NAMES)
@@ -100,6 +103,7 @@ class CaseReport:
             "latency_ms": self.latency_ms,
             "stage_ms": dict(self.stage_ms),
             "size_hw": list(self.size_hw),
+            "doubts": list(self.doubts),
         }
 
 
@@ -111,6 +115,7 @@ def build_report(
     models: Mapping[str, str] = MappingProxyType({}),
     latency_ms: float = 0.0,
     stage_ms: Mapping[str, float] = MappingProxyType({}),
+    doubts: tuple[str, ...] = (),
 ) -> CaseReport:
     """Read the ensemble's answer for one case.
 
@@ -122,6 +127,7 @@ def build_report(
         models: See `CaseReport`.
         latency_ms: See `CaseReport`.
         stage_ms: See `CaseReport`.
+        doubts: See `CaseReport`.
 
     Returns:
         The report, with masks in original space.
@@ -158,6 +164,7 @@ def build_report(
         latency_ms=latency_ms,
         stage_ms=dict(stage_ms),
         activation=_activation(tensors, scan) if pipeline.ACTIVATION.name in tensors else None,
+        doubts=doubts,
     )
 
 

@@ -3,15 +3,17 @@
 The wheel's server has the Python backend only. `TritonServer` lays out a backend directory in which our
 Python-based twin answers for ``onnxruntime``, so the model repository is the one that NVIDIA's container serves.
 
-The binary is of release 24.10 and has known vulnerabilities (see docs/deploy.md). So it binds to loopback unless
-told otherwise, and is for one machine; a deployment runs the container.
+The binary is of release 24.10 and has known vulnerabilities (see docs/security.md). So it binds to loopback unless
+told otherwise, and is for one machine; a deployment runs the container. HTTP and the metrics, which know no TLS and
+have the worst of the holes, never leave loopback.
 """
 
 from __future__ import annotations
 
 import http.client
 import importlib.util
-import secrets
+import ipaddress
+import re
 import socket
 import subprocess
 import time
@@ -23,18 +25,11 @@ from typing import Final, Literal
 from serving.errors import ServerStartError
 from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
 from serving.repository import DEFAULT_REPOSITORY
+from serving.tls import ServerTls
+from serving.triton_arguments import EXIT_TIMEOUT_S, LOOPBACK, arguments
 from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
 
 START_TIMEOUT_S: Final = 180.0
-EXIT_TIMEOUT_S: Final = 10
-"""How long Triton may take for the requests that it has when it is told to stop."""
-
-_MIB: Final = 2**20
-
-# What the requests of the largest batch need grows on demand; this is what every instance starts with.
-_SHM_BYTES: Final = 4 * _MIB
-# A 160 MB network is read, optimised and warmed up before its stub reports for duty; 30 s is too little then.
-_STUB_TIMEOUT_S: Final = 300
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,11 @@ class ServerConfig:
         grpc_port: Port of gRPC; 0 picks a free one, as for the others.
         http_port: Port of HTTP.
         metrics_port: Port of the Prometheus metrics.
-        host: Address that all three bind to.
+        host: IPv4 address that gRPC binds to. HTTP and the metrics are on loopback always.
+        tls: Certificate and key of gRPC; None speaks plainly.
+        insecure: Lets gRPC leave loopback without TLS.
+        admin_key: What opens the calls of `RESTRICTED`, in the header `ADMIN_HEADER`; None lets nobody in. Whoever may
+            list this machine's processes can read it.
         threads: Threads within an operator for each network; None is one for each core.
         accelerator: ``openvino`` computes the networks by OpenVINO instead of ONNX Runtime (extra ``openvino``).
         log_path: Where Triton's log goes. None keeps it beside the server's temporary files, which a clean
@@ -57,12 +56,16 @@ class ServerConfig:
     grpc_port: int = 8001
     http_port: int = 8000
     metrics_port: int = 8002
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     threads: int | None = None
     accelerator: Literal["openvino"] | None = None
     log_path: Path | None = None
+    tls: ServerTls | None = None
+    insecure: bool = False
+    admin_key: str | None = None
 
     def __post_init__(self) -> None:
+        _check_access(self)
         if self.threads is not None and self.threads < 1:
             raise ServerStartError(f"expected at least 1 thread, got {self.threads}")
         if self.accelerator not in (None, "openvino"):
@@ -101,18 +104,19 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        """``host:port`` of gRPC, as `PipelineClient` takes it."""
-        return f"{self.config.host}:{self.config.grpc_port}"
+        """``host:port`` of gRPC on this machine, as `PipelineClient` takes it."""
+        host = LOOPBACK if ipaddress.ip_address(self.config.host).is_unspecified else self.config.host
+        return f"{host}:{self.config.grpc_port}"
 
     @property
     def http_url(self) -> str:
         """``host:port`` of HTTP."""
-        return f"{self.config.host}:{self.config.http_port}"
+        return f"{LOOPBACK}:{self.config.http_port}"
 
     @property
     def metrics_url(self) -> str:
         """``host:port`` of the metrics."""
-        return f"{self.config.host}:{self.config.metrics_port}"
+        return f"{LOOPBACK}:{self.config.metrics_port}"
 
     @property
     def pid(self) -> int:
@@ -164,7 +168,7 @@ class TritonServer:
         try:
             environment = stub_environment(wheel, self.config.threads, self.config.accelerator)
             lay_out_backends(wheel, self._work / "backends", environment)
-            self._process = spawn(_arguments(self.config, wheel, self._work), environment, self.log_path)
+            self._process = spawn(arguments(self.config, wheel, self._work), environment, self.log_path)
             self._wait_until_ready(timeout_s)
         except BaseException:
             self.stop()
@@ -194,12 +198,23 @@ class TritonServer:
         while time.monotonic() < deadline:
             if not self.is_alive():
                 raise ServerStartError(f"Triton ended while starting: {last_word(self.log_path)}")
-            if _is_ready(self.config.host, self.config.http_port):
+            if _is_ready(LOOPBACK, self.config.http_port):
                 return
             time.sleep(0.1)
         raise ServerStartError(
             f"expected Triton to be ready within {timeout_s:g} s; its last word: {last_word(self.log_path)}"
         )
+
+
+def _check_access(config: ServerConfig) -> None:
+    try:
+        address = ipaddress.IPv4Address(config.host)
+    except ValueError as error:
+        raise ServerStartError(f"host: expected an IPv4 address such as {LOOPBACK}, got {config.host!r}") from error
+    if not address.is_loopback and config.tls is None and not config.insecure:
+        raise ServerStartError(f"expected TLS for gRPC at {address}, which other machines reach, got no certificate")
+    if config.admin_key is not None and not re.fullmatch(r"[\w-]{16,}", config.admin_key, re.ASCII):
+        raise ServerStartError("admin key: expected 16 letters, digits, - or _ at least, got another")
 
 
 def _check_repository(repository: Path) -> None:
@@ -215,13 +230,14 @@ def _with_free_ports(config: ServerConfig) -> ServerConfig:
     chosen: list[int] = []
     try:
         for name, port in config.ports().items():
+            host = config.host if name == "gRPC" else LOOPBACK
             probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             sockets.append(probe)  # Held until all are chosen, so that no two are the same.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((config.host, port))
+                probe.bind((host, port))
             except OSError as error:
-                problem = f"{name} port {port} on {config.host}: expected a free port, got: {error.strerror or error}"
+                problem = f"{name} port {port} on {host}: expected a free port, got: {error.strerror or error}"
                 raise ServerStartError(problem) from error
             chosen.append(probe.getsockname()[1])
     finally:
@@ -229,46 +245,6 @@ def _with_free_ports(config: ServerConfig) -> ServerConfig:
             probe.close()
     grpc_port, http_port, metrics_port = chosen
     return replace(config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
-
-
-def _arguments(config: ServerConfig, wheel: Path, work: Path) -> list[str]:
-    arguments = {
-        "model-repository": config.repository.resolve(),
-        "backend-directory": work / "backends",
-        "model-control-mode": "none",
-        "exit-on-error": "true",
-        "exit-timeout-secs": EXIT_TIMEOUT_S,
-        "http-address": config.host,
-        "grpc-address": config.host,
-        "metrics-address": config.host,
-        "http-port": config.http_port,
-        "grpc-port": config.grpc_port,
-        "metrics-port": config.metrics_port,
-        "metrics-config": "summary_latencies=true",
-        "allow-gpu-metrics": "false",
-        "pinned-memory-pool-byte-size": 0,
-    }
-    # CVE-2025-23319 and 23320 let a caller register the backend's own shared memory. Nobody here registers any, so
-    # these calls are locked, and the key thrown away.
-    key = secrets.token_hex()
-    # Both names: each backend, ours included, reads its own settings.
-    settings = {
-        "shm-region-prefix-name": work.name,
-        "shm-default-byte-size": _SHM_BYTES,
-        "stub-timeout-seconds": _STUB_TIMEOUT_S,
-    }
-    return [
-        str(wheel / "bin" / "tritonserver"),
-        "--disable-auto-complete-config",
-        f"--http-restricted-api=shared-memory:lungstreams={key}",
-        f"--grpc-restricted-protocol=shared-memory:lungstreams={key}",
-        *(f"--{name}={value}" for name, value in arguments.items()),
-        *(
-            f"--backend-config={b},{name}={value}"
-            for b in ("python", "onnxruntime")
-            for name, value in settings.items()
-        ),
-    ]
 
 
 def _is_ready(host: str, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -13,8 +14,24 @@ from tritonclient.utils import InferenceServerException
 from serving import pipeline
 from serving.errors import InferenceFailed, ServerError, ServerMismatch, ServerNotReady, ServerUnreachable
 from serving.labels import Modality
+from serving.limits import MAX_FILE_BYTES
+from serving.tls import ClientTls
 
 _UNLIMITED: Final = 2**31 - 1
+_RETRY: Final = {
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 4,
+                "retryableStatusCodes": ["ABORTED"],
+            },
+        }
+    ]
+}
 _CHANNEL_ARGS: Final = [
     # tritonclient drops its own two defaults as soon as it is given any argument; gRPC's are 4 MiB.
     ("grpc.max_send_message_length", _UNLIMITED),
@@ -23,6 +40,11 @@ _CHANNEL_ARGS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so asking again is safe. Not
+    # UNAVAILABLE, which is Triton's word for a full queue, too.
+    ("grpc.service_config", json.dumps(_RETRY)),
+    # gRPC's 256 KiB would leave every larger scan with one attempt.
+    ("grpc.per_rpc_retry_buffer_size", MAX_FILE_BYTES + 2**20),
     # Else clients of one process share a connection, and with it each other's backoff.
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -30,12 +52,23 @@ _CHANNEL_ARGS: Final = [
 # "[request id: <id_unknown>] in ensemble 'covid_pipeline', ": true, and no help to whoever sent the scan.
 _PREFIX: Final = re.compile(r"^(\[request id: [^\]]*\]\s*)?(in ensemble '[^']*',\s*)?")
 _FULL: Final = ("maximum queue size", "timeout expired")
+# In gRPC's words, which differ by release: "Ssl handshake failed", "Tls handshake failed".
+_HANDSHAKE: Final = "handshake failed"
 _NOT_LOADED: Final = ("unknown model", "no available versions", "not ready", "not found", "stopping", "exiting")
 
 
-def connect(url: str) -> Any:
-    """A `tritonclient.grpc.InferenceServerClient` for an address without a scheme; no connection is made yet."""
-    return triton_grpc.InferenceServerClient(url, channel_args=_CHANNEL_ARGS)
+def connect(url: str, tls: ClientTls | None = None) -> Any:
+    """A `tritonclient.grpc.InferenceServerClient` for an address without a scheme; no connection is made yet.
+
+    Args:
+        url: Host and port.
+        tls: For a server that speaks TLS; None speaks plainly.
+
+    Raises:
+        TlsError: If a file of `tls` can not be read any more.
+    """
+    credentials = None if tls is None else tls.credentials()
+    return triton_grpc.InferenceServerClient(url, creds=credentials, channel_args=_CHANNEL_ARGS)
 
 
 def wanted_outputs(modality: Modality, *, explain: bool = False) -> tuple[pipeline.Tensor, ...]:
@@ -136,9 +169,26 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
     if status in ("NOT_FOUND", "UNAVAILABLE") and any(sign in lower for sign in _NOT_LOADED):
         return ServerNotReady(f"{url} answers, but: {text}")
     if status == "UNAVAILABLE":
-        # gRPC's words for a refused connection say no more, at length.
-        detail = "" if "failed to connect" in lower else f" ({text})"
-        return ServerUnreachable(f"nothing answers at {url}{detail}")
+        return ServerUnreachable(_unreachable(text, url))
+    if status == "ABORTED":
+        return ServerUnreachable(f"nothing answers behind {url} ({text})")
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return ServerUnreachable(f"{url} does not let us in: {text or status}")
     if status == "UNIMPLEMENTED":
         return ServerUnreachable(f"what answers at {url} is no Triton server ({text or status})")
     return InferenceFailed(text or f"{url} failed without a word ({status or 'no status'})")
+
+
+def _unreachable(text: str, url: str) -> str:
+    lower = text.lower()
+    if "certificate_verify_failed" in lower or "hostname verification" in lower:
+        return f"expected {url} to show a certificate that we trust and that bears its name, got another ({text})"
+    if _HANDSHAKE in lower:
+        return f"expected {url} to speak TLS, got no handshake ({text})"
+    if "failed to connect" not in lower:
+        return f"nothing answers at {url} ({text})"
+    if "socket closed" in lower:
+        # All that a server says which expected TLS, or a client's certificate.
+        return f"{url} hangs up on us: it may expect TLS, or the certificate of a client that it knows"
+    # gRPC's words for a refused connection say no more, at length.
+    return f"nothing answers at {url}"

@@ -109,8 +109,9 @@ class TestPredictAsJson:
         for case in (cases_of(run[0])[0], cases_of(run[0])[2]):
             assert set(case) == {
                 *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models"),
-                "latency_ms",
+                *("latency_ms", "doubts"),
             }
+            assert case["doubts"] == []
             assert case["modality"] == "ct"
             assert tuple(case["diagnosis"]) == DIAGNOSIS_NAMES
             assert tuple(case["manifestations"]) == MANIFESTATION_NAMES
@@ -150,6 +151,20 @@ class TestPredictAsJson:
         written = {path.name for path in run[1].iterdir()}
         assert written == {f"{prefix}.{stream}.png" for prefix in ("slice", "slice.2") for stream in STREAM_NAMES}
         assert Path(cases_of(run[0])[2]["masks"]["all"]).name == "slice.2.all.png"
+
+
+class TestPredictDoubts:
+    def test_what_is_no_chest_scan_is_flagged_above_its_table(self, toy_triton: TritonServer, tmp_path: Path) -> None:
+        noise = tmp_path / "noise.png"
+        noise.write_bytes(phantom.png_bytes(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)))
+        url = toy_triton.grpc_url
+        shown = lungstreams("predict", noise, "--modality=xray", "--url", url).stdout
+        assert "This does not look like a chest X-ray. What follows is not to be trusted." in shown
+        assert shown.index("not to be trusted") < shown.index("COVID-19")
+        (case,) = cases_of(lungstreams("predict", noise, "--modality=xray", "--json", "--url", url))
+        assert case["doubts"] == ["This does not look like a chest X-ray."]
+        in_short = lungstreams("predict", tmp_path, "--modality=xray", "--url", url).stdout
+        assert "This does not look like a chest X-ray. What follows is not to be trusted. xray, " in in_short
 
 
 class TestPredictWhy:

@@ -73,7 +73,8 @@ def change(pixels: UInt8[np.ndarray, "h w"], rng: np.random.Generator) -> UInt8[
     return np.asarray(pixels)
 
 
-def _load(example: data.Example, root: Path, soft_window: bool) -> Scan:
+def load_scan(example: data.Example, root: Path, soft_window: bool) -> Scan:
+    """A scan as it would be shown; a slice with Hounsfield units through the lung or a soft tissue window."""
     path = root / example.path
     if not example.stored_hu:
         return decode(path.read_bytes(), example.modality)
@@ -107,7 +108,7 @@ def _collect(
             sources.append(source)
 
     for example in track(examples, "decoding"):
-        scan = _load(example, root, soft_window=rng.random() < config.soft_window_share)
+        scan = load_scan(example, root, soft_window=rng.random() < config.soft_window_share)
         add(scan.pixels, example.modality == "xray", example.source)
     for phantom in _phantoms(phantom_seeds):
         add(*phantom)

@@ -2,97 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from demo.panels import RESEARCH_USE
 from serving import phantom
 from serving.labels import DIAGNOSES, STREAMS
 from serving.tritonserver import ServerConfig, TritonServer
+from tests.browser.pages import (
+    DESKTOP,
+    PATIENCE_MS,
+    PHONE,
+    TAKEN_MS,
+    ct_png,
+    inferences_of,
+    open_page,
+    shown_image,
+    upload,
+    wait_for_another_image,
+)
 from tests.demo.page_process import free_port, served_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
-
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESKTOP = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
-TAKEN_MS = 1_000
-"""In which the page has taken what was typed, or lost it."""
-PATIENCE_MS = 90_000
-"""For everything that is waited for: a busy machine draws pages slowly. Nothing waits this long when it works."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"expected Debian's chromium at {CHROMIUM}: apt-get install chromium")
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def toy_page_url(toy_triton: TritonServer) -> Iterator[str]:
-    """The page in front of toy networks, whose gates open and close by the picture."""
-    with served_page(toy_triton.grpc_url) as url:
-        yield url
-
-
-@pytest.fixture
-def toy_page(browser: Browser, toy_page_url: str) -> Iterator[Page]:
-    with browser.new_context(viewport=DESKTOP) as context:
-        page = context.new_page()
-        open_page(page, toy_page_url)
-        yield page
-
-
-def open_page(page: Page, url: str) -> None:
-    page.set_default_timeout(PATIENCE_MS)
-    page.goto(url)
-    expect(page.locator("#go")).to_be_visible()
-    # The answer to the page's first event: from here on its other events are connected too.
-    expect(page.locator("#server")).to_contain_text("Triton")
-
-
-def upload(page: Page, name: str, data: bytes) -> None:
-    page.locator("#scan input[type=file]").set_input_files(
-        {"name": name, "mimeType": "application/octet-stream", "buffer": data}
-    )
-
-
-def shown_image(page: Page) -> bytes:
-    """The file behind the picture that is shown."""
-    source = page.locator("#overlay img").get_attribute("src")
-    assert source is not None
-    with urlopen(source) as answer:
-        return bytes(answer.read())
-
-
-def wait_for_another_image(page: Page, before: bytes) -> bytes:
-    digest = hashlib.sha256(before).hexdigest()
-    for _ in range(PATIENCE_MS // 100):
-        after = shown_image(page)
-        if hashlib.sha256(after).hexdigest() != digest:
-            return after
-        page.wait_for_timeout(100)
-    pytest.fail("the picture did not change")
 
 
 def set_threshold(page: Page, name: str, value: str) -> None:
@@ -116,10 +50,6 @@ def open_every_gate(page: Page) -> None:
     page.get_by_role("button", name="Thresholds of the gates").click()
     for name in ("ground_glass", "consolidation", "pleural_effusion"):
         set_threshold(page, name, "0")
-
-
-def ct_png() -> bytes:
-    return phantom.png_bytes(phantom.ct_slice(seed=1).pixels)
 
 
 def test_a_scan_goes_in_and_an_overlay_comes_out(browser: Browser, triton: TritonServer) -> None:
@@ -167,12 +97,6 @@ def test_layers_and_opacity_change_the_picture_without_another_inference(
     opacity.press("Tab")
     wait_for_another_image(toy_page, third)
     assert inferences_of(toy_triton) == inferences
-
-
-def inferences_of(server: TritonServer) -> list[str]:
-    with urlopen(f"http://{server.metrics_url}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return [line for line in lines if line.startswith("nv_inference_count")]
 
 
 def test_a_closed_gate_says_so_and_why(toy_page: Page) -> None:

@@ -6,19 +6,26 @@ they are collected.
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 START_TIMEOUT_S = 90.0
-_PROGRAM = "import sys; from demo.app import launch; launch(sys.argv[1], port=int(sys.argv[2]))"
+_PROGRAM = """
+import json, sys
+from demo.app import launch
+launch(sys.argv[1], port=int(sys.argv[2]), **json.loads(sys.argv[3]))
+"""
 
 
 def free_port() -> int:
@@ -29,24 +36,30 @@ def free_port() -> int:
 
 
 @contextmanager
-def served_page(triton_url: str) -> Iterator[str]:
+def served_page(
+    triton_url: str, *, environment: Mapping[str, str] | None = None, log: Path | None = None, **options: int
+) -> Iterator[str]:
     """Serve the page on a free port, and end it.
 
     Args:
         triton_url: ``host:port`` of Triton's gRPC endpoint; need not answer.
+        environment: Of its process, beside ours.
+        log: Where what it says goes.
+        options: Of `demo.app.launch`.
 
     Yields:
         The address for a browser.
     """
     port = free_port()
-    with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-c", _PROGRAM, triton_url, str(port)]
-        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+    own = {**os.environ, **(environment or {})}
+    with log.open("w+b") if log else tempfile.TemporaryFile() as said:
+        command = [sys.executable, "-c", _PROGRAM, triton_url, str(port), json.dumps(options)]
+        with subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=own) as process:
             try:
                 url = f"http://127.0.0.1:{port}"
                 if not _answers(url, process):
-                    log.seek(0)
-                    raise RuntimeError(f"the page did not start:\n{log.read().decode(errors='replace')[-2000:]}")
+                    said.seek(0)
+                    raise RuntimeError(f"the page did not start:\n{said.read().decode(errors='replace')[-2000:]}")
                 yield url
             finally:
                 # As from a keyboard: the page then cleans up after itself.

@@ -231,7 +231,7 @@ from demo.app import build_app
 blocks = build_app("127.0.0.1:1")
 icons = [Path(b.icon["path"]) for b in blocks.blocks.values() if getattr(b, "icon", None)]
 delete_files_created_by_app(blocks, age=0)
-sys.exit(0 if len(icons) == 3 and all(icon.exists() for icon in icons) else 1)
+sys.exit(0 if len(icons) == 4 and all(icon.exists() for icon in icons) else 1)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

@@ -164,7 +164,7 @@ def test_a_host_elsewhere_is_loaded_when_that_is_said(toy_triton: TritonServer) 
     [
         (("--cases", "mri"), "expected cases out of xray, ct_gated, ct_open, got mri"),
         (("--delay-s", "-1"), "expected a delay of 0 s or more"),
-        (("--master",), "expected one locust process"),
+        (("--processes", "2"), "expected workers that are started with --worker"),
     ],
 )
 def test_plain_locust_refuses_what_it_can_not_judge(options: tuple[str, ...], message: str) -> None:

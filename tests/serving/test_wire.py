@@ -26,6 +26,8 @@ def translated(status: str, text: str, *, inferring: bool = True) -> ServerError
         ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
         ("NOT_FOUND", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
         ("UNIMPLEMENTED", "", ServerUnreachable),
+        ("ABORTED", "the server that was asked is gone", ServerUnreachable),
+        ("UNAUTHENTICATED", "expected a certificate of a known authority", ServerUnreachable),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", InferenceFailed),
         ("INVALID_ARGUMENT", "unexpected shape for input 'scan'", InferenceFailed),
         ("INTERNAL", "", InferenceFailed),

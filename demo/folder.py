@@ -1,0 +1,186 @@
+"""Many files of a visitor, one after the other: a row each, and a table of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from demo.panels import error_json
+from serving.archives import ZIP_MAGICS
+from serving.client import PipelineClient
+from serving.errors import GeometryError, InferenceFailed, LungstreamsError, RequestError, ScanError, ScanTooLarge
+from serving.labels import DIAGNOSES, DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
+from serving.limits import MAX_FILE_BYTES
+from serving.nifti import HEAD_BYTES, is_nifti
+from serving.results import CaseReport
+from serving.studies import open_volume
+from serving.study_reading import StudyReading
+from serving.study_report import StudyReport
+from serving.tls import ClientTls
+
+_FIRST_CHARACTERS: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file. Masks are not kept: a folder of slices would not fit into memory.
+
+    Attributes:
+        number: Its place among the files, from 1.
+        name: What the visitor calls it; for nobody else.
+        said: `CaseReport.to_json`, `StudyReport.to_json`, or an ``error`` as `demo.panels.error_json`.
+    """
+
+    number: int
+    name: str
+    said: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, number: int, name: str, outcome: CaseReport | StudyReport | LungstreamsError) -> Row:
+        """The row of what came of a file."""
+        return cls(number, name, error_json(outcome) if isinstance(outcome, LungstreamsError) else outcome.to_json())
+
+    def to_json(self) -> dict[str, object]:
+        """What `json.dumps` takes."""
+        return {"number": self.number, "file": self.name, **self.said}
+
+
+def read_folder(
+    url: str,
+    paths: Sequence[Path],
+    thresholds: Mapping[str, float],
+    stop: threading.Event,
+    *,
+    tls: ClientTls | None = None,
+) -> Iterator[Row]:
+    """Read many files: single scans first, then the studies among them. One that fails is a row with its error.
+
+    Args:
+        url: ``host:port`` of Triton's gRPC endpoint.
+        paths: The files.
+        thresholds: By name.
+        stop: Ends it after the file that it is at.
+        tls: For a Triton that speaks TLS.
+
+    Raises:
+        ServerError: If the server can not be asked at all.
+        RequestError: If a threshold is none.
+    """
+    scans = [i for i, path in enumerate(paths) if not _is_study(path)]
+    studies = sorted(set(range(len(paths))) - set(scans))
+    with PipelineClient(url, tls=tls) as client:
+        client.check()
+        outcomes = client.predict_many((_bytes(paths[i]) for i in scans), thresholds=thresholds)
+        for i, outcome in zip(scans, outcomes, strict=False):
+            yield Row.of(i + 1, paths[i].name, _of_file(paths[i]) or outcome)
+            if stop.is_set():
+                return
+        for i in studies:
+            said = _study(client, paths[i], thresholds, stop)
+            if said is None:
+                return
+            yield Row.of(i + 1, paths[i].name, said)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a table that sorts itself by `demo.script`."""
+    titles = ["No.", "File", "What", "Highest score", *(label.title for label in (DIAGNOSES[0], *MANIFESTATIONS))]
+    head = "".join(f'<th scope="col"><button type="button">{title}</button></th>' for title in titles)
+    body = "".join(_row(row) for row in sorted(rows, key=lambda row: row.number))
+    return (
+        '<div class="ls-scroll ls-card" tabindex="0" role="region" aria-label="Table: cases"><table class="ls-cases">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV, a line a case: see `columns`. Text that a spreadsheet would take for a formula is quoted."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns())
+    writer.writeheader()
+    for row in sorted(rows, key=lambda row: row.number):
+        writer.writerow({name: _plain(value) for name, value in _record(row).items()})
+    return stream.getvalue()
+
+
+def columns() -> list[str]:
+    """The names of the columns, in their order. Probabilities and areas are in `[0, 1]`, empty where not computed."""
+    areas = [f"area_{stream}" for stream in STREAM_NAMES]
+    return ["number", "file", "modality", *DIAGNOSIS_NAMES, *MANIFESTATION_NAMES, *areas, "error", "message"]
+
+
+def _record(row: Row) -> dict[str, object]:
+    record: dict[str, object] = {"number": row.number, "file": row.name}
+    if "error" in row.said:
+        return {**record, "error": row.said["error"]["type"], "message": row.said["error"]["message"]}
+    areas = {f"area_{stream}": area for stream, area in row.said["area_fraction"].items()}
+    modality = "ct study" if "shape" in row.said else row.said["modality"]
+    return {**record, "modality": modality, **row.said["diagnosis"], **row.said["manifestations"], **areas}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_FIRST_CHARACTERS):
+        return f"'{value}"
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def _row(row: Row) -> str:
+    name = f'<td>{row.number}</td><td class="ls-filename">{escape(row.name)}</td>'
+    if "error" in row.said:
+        why = escape(row.said["error"]["message"])
+        # A cell for each column: a row that spans some would be in the way of sorting by those.
+        return f'<tr class="ls-bad">{name}<td>error</td><td>{why}</td>{_cell(None) * 4}</tr>'
+    top = max(DIAGNOSES, key=lambda label: float(row.said["diagnosis"][label.name]))
+    scores = [row.said["diagnosis"][DIAGNOSES[0].name], *(row.said["manifestations"][m] for m in MANIFESTATION_NAMES)]
+    cells = "".join(_cell(score) for score in scores)
+    return f"<tr>{name}<td>{_what(row.said)}</td><td>{top.title}</td>{cells}</tr>"
+
+
+def _what(said: Mapping[str, Any]) -> str:
+    if "shape" in said:
+        return f"CT study, {said['shape'][0]:,} slices"
+    return "CT slice" if said["modality"] == "ct" else "X-ray"
+
+
+def _cell(score: float | None) -> str:
+    if score is None:
+        return '<td data-key="" class="ls-number">—</td>'
+    return f'<td data-key="{score:.6f}" class="ls-number">{100 * score:.1f} %</td>'
+
+
+def _study(
+    client: PipelineClient, path: Path, thresholds: Mapping[str, float], stop: threading.Event
+) -> StudyReport | LungstreamsError | None:
+    """The report of a study; None if it was stopped."""
+    try:
+        with StudyReading(client, open_volume(path), thresholds) as reading:
+            for _ in reading:
+                if stop.is_set():
+                    return None
+            return reading.report()
+    except (ScanError, RequestError, GeometryError, InferenceFailed) as error:
+        return error
+
+
+def _is_study(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    return is_nifti(head) or head.startswith(ZIP_MAGICS)
+
+
+def _of_file(path: Path) -> LungstreamsError | None:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        return ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
+    return None
+
+
+def _bytes(path: Path) -> bytes:
+    # Of one that is too large nothing is read: it fails as an empty file does, and `_of_file` says why.
+    return b"" if _of_file(path) else path.read_bytes()

@@ -1,0 +1,101 @@
+"""The page's headers and users in a real browser: nothing that it needs is forbidden, and what is forbidden is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from serving.labels import DIAGNOSES
+from serving.tritonserver import TritonServer
+from tests.browser.test_page import CHROMIUM, CHROMIUM_ARGS, DESKTOP, PATIENCE_MS
+from tests.demo.page_process import free_port
+
+pytestmark = [pytest.mark.browser, pytest.mark.triton]
+
+USER, PASSWORD = "reader", "a long password"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"expected Debian's chromium at {CHROMIUM}: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def guarded_url(toy_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page with users, as the command serves it."""
+    users = tmp_path_factory.mktemp("users") / "users"
+    users.write_text(f"{USER}:{PASSWORD}\n")
+    users.chmod(0o600)
+    command = [sys.executable, "-m", "lungstreams", "demo", "--url", toy_triton.grpc_url, "--port", str(free_port())]
+    with subprocess.Popen([*command, "--users", str(users)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().removeprefix("ready page=").strip()
+        process.terminate()
+
+
+class Watched:
+    """A page, what its console said, and whom it asked."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", lambda message: self.said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", lambda request: self.asked.append(request.url))
+
+    def log_in(self, url: str, password: str) -> None:
+        self.page.goto(url)
+        self.page.get_by_label("username").fill(USER)
+        self.page.get_by_label("password").fill(password)
+        self.page.get_by_role("button", name="Login").click()
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    with browser.new_context(viewport=DESKTOP) as context:  # type: ignore[arg-type]
+        yield Watched(context.new_page())
+
+
+def test_a_user_logs_in_and_reads_a_scan_and_the_policy_is_in_nobodys_way(watched: Watched, guarded_url: str) -> None:
+    watched.log_in(guarded_url, PASSWORD)
+    watched.page.get_by_role("button", name="CT slice, PNG").click()
+    expect(watched.page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES))
+    assert watched.said == []
+    # Nobody else is asked for anything: no analytics, no fonts, no share link.
+    assert [url for url in watched.asked if not url.startswith((guarded_url, "data:", "blob:"))] == []
+
+
+def test_a_wrong_password_shows_nothing(watched: Watched, guarded_url: str) -> None:
+    watched.log_in(guarded_url, f"not {PASSWORD}")
+    expect(watched.page.get_by_text("Incorrect", exact=False)).to_be_visible()
+    expect(watched.page.locator("#go")).to_have_count(0)
+
+
+def test_a_script_that_got_into_the_page_does_not_run(watched: Watched, guarded_url: str) -> None:
+    watched.page.goto(guarded_url)
+    expect(watched.page.get_by_label("username")).to_be_visible()
+    watched.page.evaluate(
+        """() => {
+          const intruder = document.createElement("div");
+          intruder.innerHTML = '<img src="/nowhere" onerror="window.intruded = true">';
+          document.body.append(intruder);
+          const script = document.createElement("script");
+          script.text = "window.intruded = true";
+          document.body.append(script);
+        }"""
+    )
+    watched.page.wait_for_function("document.querySelector('img[src=\"/nowhere\"]').complete")
+    assert watched.page.evaluate("window.intruded") is None
+    assert any("Content Security Policy" in text for text in watched.said)

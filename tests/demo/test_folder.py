@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import csv
+import threading
+from pathlib import Path
+
+import pytest
+
+from demo import folder
+from demo.folder import Row
+from serving import phantom
+from serving.errors import ServerUnreachable, UnreadableScan
+from serving.phantom_volume import ct_volume, series_zip_bytes
+from serving.tritonserver import TritonServer
+from tests.demo.study_reports import reading, report_of
+
+
+def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
+    rows = [Row.of(1, '=HYPERLINK("http://x")', UnreadableScan("expected a scan, got none"))]
+    line = next(csv.DictReader(folder.csv_text(rows).splitlines()))
+    assert line["file"] == '\'=HYPERLINK("http://x")'
+    assert (line["error"], line["message"]) == ("UnreadableScan", "expected a scan, got none")
+    assert list(line) == folder.columns()
+
+
+def test_lines_are_in_the_order_of_the_files() -> None:
+    report = report_of([reading(0, 0.75)])
+    rows = [Row.of(2, "b", report), Row.of(1, "a", UnreadableScan("x"))]
+    lines = list(csv.DictReader(folder.csv_text(rows).splitlines()))
+    assert [line["number"] for line in lines] == ["1", "2"]
+    assert lines[1]["covid19"] == "0.750000"
+    assert lines[1]["modality"] == "ct study"
+
+
+def test_names_are_escaped_in_the_table_and_each_row_has_all_cells() -> None:
+    html = folder.table([Row.of(1, "<b>.png", UnreadableScan("x")), Row.of(2, "b", report_of([reading(0, 0.5)]))])
+    assert "&lt;b&gt;.png" in html
+    first, second = html.split("<tbody>")[1].split("</tr>")[:2]
+    assert first.count("<td") == second.count("<td") == html.count("<th ")
+
+
+def test_no_server_is_nobody_s_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(phantom.png_bytes(phantom.ct_slice().pixels))
+    with pytest.raises(ServerUnreachable):
+        list(folder.read_folder("127.0.0.1:1", [path], {}, threading.Event()))
+
+
+@pytest.mark.triton
+def test_scans_and_studies_and_what_is_neither(tmp_path: Path, toy_triton: TritonServer) -> None:
+    files = {
+        "study.zip": series_zip_bytes(ct_volume(1, 3, 64)),
+        "words.png": b"only words",
+        "slice.png": phantom.png_bytes(phantom.ct_slice(size_px=128).pixels),
+        "empty.zip": b"PK\x05\x06" + bytes(18),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [tmp_path / name for name in files]
+    rows = {row.name: row for row in folder.read_folder(toy_triton.grpc_url, paths, {}, threading.Event())}
+    assert {row.number for row in rows.values()} == {1, 2, 3, 4}
+    assert rows["study.zip"].to_json()["shape"] == [3, 64, 64]
+    assert rows["words.png"].to_json()["error"]["type"] == "UnreadableScan"  # type: ignore[index]
+    assert rows["slice.png"].to_json()["modality"] == "ct"
+    assert "error" in rows["empty.zip"].to_json()
+
+
+@pytest.mark.triton
+def test_stopping_ends_after_the_file_that_it_is_at(tmp_path: Path, toy_triton: TritonServer) -> None:
+    path = tmp_path / "slice.png"
+    path.write_bytes(phantom.png_bytes(phantom.ct_slice(size_px=128).pixels))
+    stop = threading.Event()
+    rows = folder.read_folder(toy_triton.grpc_url, [path] * 5, {}, stop)
+    next(rows)
+    stop.set()
+    assert list(rows) == []

@@ -1,0 +1,136 @@
+"""The page as a program meets it: in front of a real Triton, by gradio_client, and by what lies on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo import about
+from serving import phantom
+from serving.phantom_volume import ct_volume, series_zip_bytes
+from serving.tritonserver import TritonServer
+from tests.demo.page_process import served_page
+
+pytestmark = [pytest.mark.triton]
+
+PATIENCE_S = 60
+PATIENT = "Mustermann-Erika"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page keeps its files."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def page(toy_triton: TritonServer, folder: Path) -> Iterator[str]:
+    own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "cache")}
+    with served_page(toy_triton.grpc_url, environment=own, log=folder / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("files")
+    (place / "scan.png").write_bytes(phantom.png_bytes(phantom.ct_slice(size_px=128).pixels))
+    (place / f"{PATIENT}.png").write_bytes((place / "scan.png").read_bytes())
+    (place / "study.zip").write_bytes(series_zip_bytes(ct_volume(1, 3, 64)))
+    (place / "words.png").write_bytes(b"only words")
+    return place
+
+
+def run(program: str, folder: Path, *arguments: str) -> str:
+    # In a process of its own: gradio_client leaves event loops behind, as Gradio does.
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
+
+
+def test_the_example_on_the_page_works_as_it_stands(page: str, files: Path) -> None:
+    said = run(about.EXAMPLE.replace("http://127.0.0.1:7860", page), files).splitlines()
+    score, status = said[0].split()
+    assert 0 <= float(score) <= 1
+    assert status in ("ran", "not_run")
+    assert 0 <= float(said[1].split()[0]) <= 1
+    assert [line.split()[0] for line in said[2:]] == ["1", "2"]
+
+
+def test_errors_are_data_and_endpoints_have_names_for_what_they_take(page: str, files: Path) -> None:
+    program = f"""
+import json
+from gradio_client import Client, handle_file
+page = Client({page!r}, verbose=False)
+bad = page.predict(handle_file("words.png"), "auto", 0, 0.5, 0.5, 0.5, api_name="/predict")
+none = page.predict([handle_file("study.zip")], 4, 0, 0.5, 0.5, 0.5, api_name="/predict_volume")
+html = page.predict(handle_file("scan.png"), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
+said = page.view_api(print_info=False, return_format="dict")["named_endpoints"]
+names = {{name: [one["parameter_name"] for one in end["parameters"]] for name, end in said.items()}}
+print(json.dumps([bad, none, "Highest score" in str(html), names]))
+"""
+    bad, none, has_panels, names = json.loads(run(program, files))
+    assert bad["error"]["type"] == "UnreadableScan"
+    assert none["error"] == {"type": "RequestError", "message": "expected a series in [0, 1), got 4"}
+    assert has_panels
+    assert set(names) == {"/read", "/predict", "/predict_volume", "/predict_folder"}
+    gates = ["covid19", "ground_glass", "consolidation", "pleural_effusion"]
+    assert names["/predict"] == ["path", "modality", *gates]
+    assert names["/predict_volume"] == ["paths", "series", *gates]
+    assert names["/predict_folder"] == ["paths", *gates]
+    assert names["/read"][:7] == ["path", "modality", "opacity", *gates]
+
+
+def test_what_was_uploaded_and_drawn_is_gone_after_the_time_that_the_page_states(
+    toy_triton: TritonServer, files: Path, tmp_path: Path
+) -> None:
+    program = """
+import sys
+from gradio_client import Client, handle_file
+page = Client(sys.argv[1], verbose=False)
+page.predict(handle_file(sys.argv[2]), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
+"""
+    own = {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "cache")}
+    with served_page(toy_triton.grpc_url, environment=own, kept_s=1, sweep_s=1) as url:
+        run(program, files, url, f"{PATIENT}.png")
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (left := uploaded(tmp_path)) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert left == []
+        # The drawn examples stay.
+        assert list(tmp_path.rglob("phantom-ct.png"))
+
+
+def uploaded(folder: Path) -> list[str]:
+    """Files of visitors: uploads keep their names, and drawn scans are images of the cache."""
+    found = []
+    for path in (folder / "cache").rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and not path.name.startswith("phantom-") and path.suffix in (".png", ".zip"):
+                found.append(path.name)
+    return found
+
+
+def test_names_of_files_are_not_logged(page: str, files: Path, folder: Path) -> None:
+    program = f"""
+from gradio_client import Client, handle_file
+page = Client({page!r}, verbose=False)
+for name in ({PATIENT + ".png"!r}, "words.png"):
+    assert page.predict(handle_file(name), "auto", 0, 0.5, 0.5, 0.5, api_name="/predict")
+"""
+    run(program, files)
+    log = (folder / "log").read_text()
+    assert PATIENT not in log
+    assert "words.png" not in log
