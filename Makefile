@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench loadtest clean help
+.PHONY: demo test lint bench loadtest reliability fuzz clean help
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,13 @@ loadtest: $(VENV)/.serve  ## A minute of load on an embedded Triton, held agains
 
 bench: $(VENV)/.dev  ## Speed beside what one would use instead, in one run, into docs/benchmarks.md.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams bench --out docs
+
+reliability: $(VENV)/.dev  ## Hostile input, overload and faults, counted, into docs/reliability.md.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m reliability
+	$(BIN)/python -m tests.reliability
+
+fuzz: $(VENV)/.dev  ## Ten thousand damaged files and every bomb through all that reads files.
+	$(BIN)/python -m tests.hostile.run --mutations 10000
 
 clean:  ## Remove what was built, but not what was trained.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ from demo.folders import UploadGone
 from demo.rows import card, row, scrolled, sentence, swatch
 from demo.watch import Health
 from serving import pipeline
-from serving.errors import LungstreamsError, RequestError, ScanError, ServerError
+from serving.errors import LungstreamsError, RequestError, ScanError, ServerBusy, ServerError
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, Label
 from serving.results import CaseReport
 
@@ -63,6 +63,7 @@ def alert(error: LungstreamsError) -> str:
         (UploadGone, "The upload is not kept any more"),
         (ScanError, "This file can not be read as a scan"),
         (RequestError, "These settings do not fit"),
+        (ServerBusy, "The server is busy"),
         (ServerError, "The server did not answer"),
     )
     title = next((text for kind, text in titles if isinstance(error, kind)), "The case could not be read")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from serving.archives import ZIP_MAGICS
-from serving.dicom import DICOM_MAGIC, MODALITY_OF_TAG, PREAMBLE_BYTES, read_dicom
+from serving.dicom import MODALITY_OF_TAG
+from serving.dicom_headers import DICOM_MAGIC, PREAMBLE_BYTES, inflated, read_dicom
 from serving.errors import RequestError, ScanError
 from serving.limits import fence
 from serving.nifti import HEAD_BYTES, is_nifti
@@ -185,7 +186,7 @@ def _sniff(path: Path) -> _Seen:
 def _sniff_dicom(path: Path) -> _Seen:
     try:
         with fence("a DICOM header"), path.open("rb") as stream:
-            header = read_dicom(stream, stop_before_pixels=True)
+            header = read_dicom(inflated(stream), stop_before_pixels=True)
             if "Rows" not in header or "LOCALIZER" in (header.get("ImageType") or ()):
                 # Directories, reports, presentation states; and the scanner's own overview of what it is to scan.
                 return _Seen(is_scan=False)

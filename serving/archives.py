@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from serving.errors import ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import (
-    MAX_EXPANSION,
-    MAX_FILE_BYTES,
-    MAX_STUDY_BYTES,
-    MAX_STUDY_FILES,
-    MIN_EXPANSION_BYTES,
-    fence,
-)
+from serving.limits import MAX_FILE_BYTES, MAX_STUDY_BYTES, MAX_STUDY_FILES, check_expansion, fence
 
 _END_MAGIC: Final = b"PK\x05\x06"
 ZIP_MAGICS: Final = (b"PK\x03\x04", _END_MAGIC)
@@ -197,10 +190,7 @@ def _check_members(members: list[zipfile.ZipInfo], packed_bytes: int) -> None:
     # `zipfile` never gives more of a member than this, so what the directory says is a bound even where it lies.
     total_bytes = sum(info.file_size for info in members)
     _check_total(total_bytes)
-    if total_bytes > max(MAX_EXPANSION * packed_bytes, MIN_EXPANSION_BYTES):
-        raise ScanTooLarge(
-            f"expected a zip that expands at most {MAX_EXPANSION} times, got {packed_bytes:,} bytes for {total_bytes:,}"
-        )
+    check_expansion(packed_bytes, total_bytes)
     for info in members:
         if info.flag_bits & _ENCRYPTED:
             raise UnsupportedScan("expected a zip archive without a password, got an encrypted one")

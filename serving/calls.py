@@ -10,19 +10,28 @@ taken back unless asked for: a request that is given up here is still computed t
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import InferenceFailed, ServerError
+from serving.errors import InferenceFailed, ServerBusy, ServerError
 from serving.results import CaseReport
 
 DRAIN_S: Final = 30.0
 """Longest wait of `Calls.close` for answers that nobody waits for any more: a server that hangs gives none."""
+
+
+FIRST_PAUSE_S: Final = 0.2
+"""Before a request that found the server busy is sent again; twice as long before each further try."""
+
+LONGEST_PAUSE_S: Final = 4.0
 
 
 class CaseFuture(Future[CaseReport]):
@@ -45,21 +54,42 @@ class CaseFuture(Future[CaseReport]):
         return cancelled
 
 
+@dataclass
+class _Call:
+    """A request under way, from its first sending to its future's being settled."""
+
+    future: CaseFuture
+    request: Mapping[str, Any]
+    report: Callable[[Any, float], CaseReport]
+    explain: Callable[[InferenceServerException], ServerError]
+    started_s: float = field(default_factory=time.perf_counter)
+    tries: int = 0
+    deadline: threading.Timer | None = None
+
+
 class Calls:
     """The requests of one connection.
+
+    A request that finds the queues full (`ServerBusy`) is sent again after a pause that doubles from try to try, as
+    long as its deadline is not over before: it did no work there, or hardly any. Pauses are drawn at random, from half
+    of their length on, so that those who were refused together do not come back together.
 
     Args:
         triton: A `tritonclient.grpc.InferenceServerClient`.
         url: Its address, for messages.
-        timeout_s: When a request is given up, in seconds from when it is sent.
+        timeout_s: When a request is given up, in seconds from when it is first sent.
         cancel_on_server: Whether giving up takes the request out of the server's queues.
+        retry_busy: Whether a request that is refused since the server is busy is sent again.
     """
 
-    def __init__(self, triton: Any, url: str, timeout_s: float, *, cancel_on_server: bool) -> None:
+    def __init__(
+        self, triton: Any, url: str, timeout_s: float, *, cancel_on_server: bool, retry_busy: bool = True
+    ) -> None:
         self._triton = triton
         self._url = url
         self._timeout_s = timeout_s
         self._cancel_on_server = cancel_on_server
+        self._retry_busy = retry_busy
         self._changed = threading.Condition()
         self._under_way = 0
         # gRPC's callback thread only hands over: what it would wait for there, it would have to deliver itself.
@@ -67,7 +97,7 @@ class Calls:
 
     def start(
         self,
-        request: dict[str, Any],
+        request: Mapping[str, Any],
         report: Callable[[Any, float], CaseReport],
         explain: Callable[[InferenceServerException], ServerError],
     ) -> CaseFuture:
@@ -78,35 +108,21 @@ class Calls:
             report: Makes the report of tritonclient's result and the latency in ms; runs in a thread of ours.
             explain: Makes our error of tritonclient's.
         """
-        future = CaseFuture()
-        started_s = time.perf_counter()
-        deadline = threading.Timer(self._timeout_s, self._expire, [future])
-        deadline.daemon = True
-
-        def answered(result: Any, error: InferenceServerException | None) -> None:
-            latency_ms = (time.perf_counter() - started_s) * 1e3
-            deadline.cancel()
-            try:
-                if not future.claim():
-                    return
-                if error is not None:
-                    future.set_exception(explain(error))
-                else:
-                    self._finisher.submit(_settle, future, lambda: report(result, latency_ms))
-            finally:
-                with self._changed:
-                    self._under_way -= 1
-                    self._changed.notify_all()
-
+        call = _Call(CaseFuture(), request, report, explain)
         with self._changed:
             self._under_way += 1
-        deadline_s = self._timeout_s if self._cancel_on_server else None
-        call = self._triton.async_infer(callback=answered, client_timeout=deadline_s, **request)
-        if self._cancel_on_server:
-            future.take_back = call.cancel
-        else:
-            deadline.start()
-        return future
+        try:
+            self._send(call)
+        except BaseException:
+            self._ended()
+            raise
+        if not self._cancel_on_server:
+            call.deadline = threading.Timer(self._timeout_s, self._expire, [call.future])
+            call.deadline.daemon = True
+            call.deadline.start()
+            if call.future.done():
+                call.deadline.cancel()
+        return call.future
 
     def close(self) -> None:
         """Let what is under way end, then close the connection.
@@ -119,6 +135,62 @@ class Calls:
         # In this order: a report that is being made still reads the server's counters.
         self._finisher.shutdown(wait=True)
         self._triton.close()
+
+    def _send(self, call: _Call) -> None:
+        deadline_s = self._left_s(call) if self._cancel_on_server else None
+        sent = self._triton.async_infer(
+            callback=partial(self._answered, call), client_timeout=deadline_s, **call.request
+        )
+        if self._cancel_on_server:
+            call.future.take_back = sent.cancel
+
+    def _answered(self, call: _Call, result: Any, error: InferenceServerException | None) -> None:
+        latency_ms = (time.perf_counter() - call.started_s) * 1e3
+        fault = None if error is None else call.explain(error)
+        if isinstance(fault, ServerBusy) and self._again_later(call):
+            return
+        if call.deadline is not None:
+            call.deadline.cancel()
+        try:
+            if not call.future.claim():
+                return
+            if fault is not None:
+                call.future.set_exception(fault)
+            else:
+                self._finisher.submit(_settle, call.future, lambda: call.report(result, latency_ms))
+        finally:
+            self._ended()
+
+    def _again_later(self, call: _Call) -> bool:
+        """Whether a refused request is to be sent again, which then is arranged."""
+        pause_s = min(FIRST_PAUSE_S * 2**call.tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+        if not self._retry_busy or call.future.done() or pause_s >= self._left_s(call):
+            return False
+        call.tries += 1
+        timer = threading.Timer(pause_s, self._again, [call])
+        timer.daemon = True
+        timer.start()
+        return True
+
+    def _again(self, call: _Call) -> None:
+        if call.future.done():  # cancelled, or late
+            self._ended()
+            return
+        try:
+            self._send(call)
+        # As in `_settle`. Here it is a connection that was closed meanwhile.
+        except Exception as error:
+            if call.future.claim():
+                call.future.set_exception(error)
+            self._ended()
+
+    def _left_s(self, call: _Call) -> float:
+        return self._timeout_s - (time.perf_counter() - call.started_s)
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
 
     def _expire(self, future: CaseFuture) -> None:
         if future.claim():

@@ -48,6 +48,8 @@ class PipelineClient:
         cancel_on_server: Whether cancelling, and the deadline, take a request out of the server's queues. Only for a
             Triton that survives it, see `serving.calls`: the embedded one does not.
         tls: For a server that speaks TLS; None speaks plainly.
+        retry_busy: Whether a request that the server refuses because it is busy is sent again, after pauses that double
+            from `serving.calls.FIRST_PAUSE_S` on, until its deadline.
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class PipelineClient:
         timeout_s: float = 30.0,
         cancel_on_server: bool = False,
         tls: ClientTls | None = None,
+        retry_busy: bool = True,
     ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._triton = wire.connect(url, tls)
-        self._calls = Calls(self._triton, url, timeout_s, cancel_on_server=cancel_on_server)
+        self._calls = Calls(self._triton, url, timeout_s, cancel_on_server=cancel_on_server, retry_busy=retry_busy)
 
     def __enter__(self) -> PipelineClient:
         return self
@@ -100,6 +103,7 @@ class PipelineClient:
             ServerUnreachable: If nothing answers at the address.
             ServerNotReady: If the server does not have the models.
             InferenceFailed: If the server refused the scan, failed, or gave no answer in time.
+            ServerBusy: If its queues were full until the deadline, or at once without `retry_busy`.
             ServerMismatch: If the answer is not what `serving.pipeline` says.
         """
         return self.submit(data, modality, thresholds, explain=explain).result()

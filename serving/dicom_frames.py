@@ -16,30 +16,35 @@ import pydicom
 from jaxtyping import Float32, Num, UInt8
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from serving.archives import ZIP_MAGICS, Blob
-from serving.dicom import (
+from serving.dicom import check_image, decode_stored, modality_of, without_pixels
+from serving.dicom_headers import (
     DICOM_MAGIC,
+    PER_FRAME,
     PREAMBLE_BYTES,
-    check_image,
-    decode_stored,
-    modality_of,
+    BoundedStream,
+    StudyReads,
+    inflated,
+    items_of,
     read_dicom,
-    without_pixels,
 )
 from serving.dicom_pixels import for_display, padding_of
-from serving.dicom_planes import PER_FRAME, Plane, frame_view, plane_of
+from serving.dicom_planes import Plane, frame_view, plane_of
 from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_SLICES, fence
+from serving.limits import MAX_FILE_BYTES, MAX_SLICES, fence
 from serving.voxels import UNMEASURED_HU
 
 _PIXEL_GROUP: Final = 0x7FE0
 _PIXEL_DATA: Final = 0x0010
 
 
-def read_planes(blob: Blob) -> list[Plane]:
+def read_planes(blob: Blob, study: StudyReads | None = None) -> list[Plane]:
     """The frames of a DICOM file, from its header alone.
+
+    Args:
+        blob: The file.
+        study: Of the study that it belongs to, if it does.
 
     Raises:
         UnreadableScan: Not DICOM, broken, or without pixels.
@@ -47,23 +52,8 @@ def read_planes(blob: Blob) -> list[Plane]:
         ScanTooLarge: Over a limit of `serving.limits`.
         ScanTooSmall: Under a limit of `serving.limits`.
     """
-    with MultiFrame(blob) as frames:
+    with MultiFrame(blob, study) as frames:
         return list(frames.planes())
-
-
-class _Header:
-    """A stream of which no more is read than a header may have: pydicom keeps all that it reads of it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._left = stream, MAX_HEADER_BYTES
-        self.seek, self.tell = stream.seek, stream.tell
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ScanTooLarge(f"expected a DICOM header of at most {MAX_HEADER_BYTES:,} bytes, got more")
-        return data
 
 
 class MultiFrame:
@@ -71,13 +61,14 @@ class MultiFrame:
 
     Args:
         blob: The file.
+        study: Of the study that it belongs to, if it does.
 
     Raises:
         ScanError: As `read_planes`.
     """
 
-    def __init__(self, blob: Blob) -> None:
-        self._blob = blob
+    def __init__(self, blob: Blob, study: StudyReads | None = None) -> None:
+        self._blob, self._study = blob, study
         # A small file is cheaper to hold than to seek in, above all inside a zip.
         in_memory = blob.size_bytes <= MAX_FILE_BYTES
         self._stream: BinaryIO = io.BytesIO(blob.read()) if in_memory else blob.seekable()
@@ -139,27 +130,15 @@ class MultiFrame:
             archived = head.startswith((*ZIP_MAGICS, b"\x1f\x8b"))
             got = "an archive, which is not opened" if archived else "another format"
             raise UnreadableScan(f"expected a DICOM file, got {got}")
-        dataset = read_dicom(cast(BinaryIO, _Header(self._stream)), stop_before_pixels=True)
-        self._syntax = dataset.file_meta.TransferSyntaxUID
-        if self._syntax == DeflatedExplicitVRLittleEndian:
-            # pydicom inflated it elsewhere: there is no place in this stream to go on from.
-            self._use_inflated()
-        else:
-            self._header = dataset
-            self._find_pixels()
+        self._stream = inflated(self._stream)
+        self._header = read_dicom(self._stream, stop_before_pixels=True, study=self._study)
+        self._syntax = self._header.file_meta.TransferSyntaxUID
+        self._find_pixels()
         self._count = int(self._header.get("NumberOfFrames") or 1)
         if not 1 <= self._count <= MAX_SLICES:
             raise ScanTooLarge(f"expected at most {MAX_SLICES:,} frames, got {self._count:,}")
         modality_of(self._header)
         self._check_frames()
-
-    def _use_inflated(self) -> None:
-        dataset = read_dicom(self._stream)
-        if "PixelData" not in dataset:
-            raise without_pixels(dataset)
-        self._stream = io.BytesIO(dataset.PixelData)
-        self._at, self._header = 0, dataset
-        del dataset.PixelData
 
     def _find_pixels(self) -> None:
         order = "little" if self._syntax.is_little_endian else "big"
@@ -175,7 +154,7 @@ class MultiFrame:
     def _check_frames(self) -> None:
         if self._count == 1:
             return
-        got = len(self._header.get(PER_FRAME) or ())
+        got = len(items_of(self._header, PER_FRAME))
         if got not in (0, self._count):
             raise UnreadableScan(f"expected functional groups of {self._count:,} frames, got {got:,}")
         if int(self._header.BitsAllocated) % 8:
@@ -197,7 +176,8 @@ class MultiFrame:
         if self._syntax.is_encapsulated:
             self._stream.seek(self._at)
             offsets = self._extended_offsets()
-            cut = get_frame(self._stream, frame, number_of_frames=self._count, extended_offsets=offsets)
+            bounded = cast(BinaryIO, BoundedStream(self._stream, None))
+            cut = get_frame(bounded, frame, number_of_frames=self._count, extended_offsets=offsets)
             encapsulated: bytes = encapsulate([cut])
             return encapsulated
         pixels = int(view.Rows) * int(view.Columns) * int(view.SamplesPerPixel)

@@ -9,6 +9,7 @@ import pydicom
 from jaxtyping import Bool, Float, Num, UInt8
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
+from serving.dicom_headers import items_of
 from serving.labels import Modality
 
 LUNG_LEVEL_HU: Final = -600.0
@@ -54,6 +55,7 @@ def for_display(
         coloured = apply_color_lut(stored, dataset)[..., :3]
         return luma(coloured, int(np.iinfo(coloured.dtype).max))
     padding = padding_of(stored, dataset)
+    items_of(dataset, "ModalityLUTSequence")  # for pydicom, which would read it without a bound
     values = apply_modality_lut(stored, dataset)
     if modality == "ct":
         grey = lung_window(values)
@@ -80,8 +82,8 @@ def _voi(
     values: Num[np.ndarray, "h w"], dataset: pydicom.Dataset, padding: Bool[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w"]:
     """Values of interest on `[0, 1]` (PS3.3 C.11.2)."""
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+    if tables := items_of(dataset, "VOILUTSequence"):
+        bits = int(tables[0].LUTDescriptor[2])
         looked_up: Float[np.ndarray, "h w"] = apply_voi(values.astype(np.int64), dataset) / (2**bits - 1)
         return np.clip(looked_up, 0, 1)
     window = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))

@@ -15,12 +15,12 @@ import pydicom
 
 from serving.archives import Blob
 from serving.dicom import check_image, modality_of, spacing_mm
+from serving.dicom_headers import PER_FRAME, SHARED, is_short, items_of
 from serving.labels import Modality
 
 Vector = tuple[float, float, float]
 
-PER_FRAME: Final = "PerFrameFunctionalGroupsSequence"
-_GROUPS: Final = (PER_FRAME, "SharedFunctionalGroupsSequence")
+_GROUPS: Final = (PER_FRAME, SHARED)
 # Sequence of a functional group, and what of it is lifted.
 _LIFTED: Final = (
     ("PlanePositionSequence", ("ImagePositionPatient",)),
@@ -81,7 +81,7 @@ def frame_view(header: pydicom.Dataset, frame: int) -> pydicom.Dataset:
     for sequence, keywords in _LIFTED:
         functional = _functional(header, frame, sequence)
         for keyword in keywords:
-            if functional is not None and keyword in functional:
+            if functional is not None and is_short(functional, keyword):
                 view[keyword] = functional[keyword]
     if "FrameType" in view:
         view.ImageType = view.FrameType
@@ -91,10 +91,9 @@ def frame_view(header: pydicom.Dataset, frame: int) -> pydicom.Dataset:
 
 def _functional(header: pydicom.Dataset, frame: int, sequence: str) -> pydicom.Dataset | None:
     for group, index in zip(_GROUPS, (frame, 0), strict=True):
-        items = header.get(group)
-        if items and len(items) > index and items[index].get(sequence):
-            found: pydicom.Dataset = items[index][sequence].value[0]
-            return found
+        items = items_of(header, group)
+        if len(items) > index and (found := items_of(items[index], sequence)):
+            return found[0]
     return None
 
 

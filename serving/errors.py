@@ -17,6 +17,7 @@
      |    +-- ServerNotReady       it answers, but a model is not loaded
      |    +-- ServerMismatch       its models are not those of `serving.pipeline`
      |    +-- InferenceFailed      it refused or failed the request
+     |    |    +-- ServerBusy      its queues are full: the same request may be sent again
      |    +-- ServerStartError     the embedded server could not be started
      +-- TlsError                  a certificate or key that can not be used
      +-- RepositoryError           a folder that is no model repository of ours
@@ -108,6 +109,10 @@ class ServerMismatch(ServerError):
 
 class InferenceFailed(ServerError):
     """The server refused or failed the request."""
+
+
+class ServerBusy(InferenceFailed):
+    """The server has too much to do and took nothing on; the same request may be sent again."""
 
 
 class ServerStartError(ServerError):

@@ -25,6 +25,21 @@ MIN_SIDE_PX: Final = 48
 MAX_JPEG_SCANS: Final = 100
 """Most passes of a progressive JPEG; encoders make about ten."""
 
+MAX_JPEG_SEGMENTS: Final = 2_000
+"""Most segments of a JPEG before its first scan, fill bytes counted. A large colour profile takes 255."""
+
+MAX_PNG_CHUNKS: Final = 20_000
+"""Most chunks of a PNG. libpng writes pixels in pieces of 8 KiB, which are 8,192 in the largest file."""
+
+MAX_RLE_CODES: Final = 8 * 2**20
+"""Most runs of a DICOM frame in run lengths: pydicom expands them one by one, some three million a second."""
+
+MAX_J2K_BYTES: Final = 32 * 2**20
+"""Most bytes of a DICOM frame in JPEG 2000, of which ten million or so are decoded a second."""
+
+MIN_J2K_BLOCK_PX: Final = 16
+"""Shortest side of code blocks and precincts in JPEG 2000, 32 or 64 in practice: the decoder keeps a record of each."""
+
 MAX_STUDY_FILES: Final = 5_000
 """Most files of a study."""
 
@@ -33,6 +48,22 @@ MAX_STUDY_BYTES: Final = 2 * 2**30
 
 MAX_HEADER_BYTES: Final = 96 * 2**20
 """Most bytes of a DICOM file before its pixels, what is read twice counted twice. Frames take some kB each."""
+
+MAX_HEADER_READS: Final = 250_000
+"""Most pieces that a DICOM header is read in: two or three for each element, items and fragments. Some hundreds are
+usual, and some dozens for each frame of an enhanced CT."""
+
+MAX_STUDY_READS: Final = 3_000_000
+"""Most pieces that the headers of a study are read in: six hundred for each of `MAX_STUDY_FILES`."""
+
+MAX_META_BYTES: Final = 64 * 2**10
+"""Most bytes of a DICOM file's meta group."""
+
+MAX_VALUE_BYTES: Final = 64 * 2**10
+"""Most bytes of a value in a DICOM header, tables and sequences apart: what explicit VR has room for."""
+
+MAX_CHARACTER_SET_BYTES: Final = 16 * 2**10
+"""Most bytes of all the names of character sets in a DICOM header."""
 
 MAX_SLICES: Final = 4_000
 """Most slices of a volume, along any of its axes."""
@@ -45,6 +76,9 @@ MAX_EXPANSION: Final = 200
 
 MIN_EXPANSION_BYTES: Final = 64 * 2**20
 """What an archive may expand to at any rate: of a small one nobody need ask."""
+
+MAX_GZIP_MEMBERS: Final = 65_536
+"""Most members of a gzip. Block-gzipped files have one for each 64 KiB."""
 
 _quiet = threading.Lock()
 
@@ -76,6 +110,19 @@ def check_size(height_px: int, width_px: int) -> None:
         raise ScanTooLarge(f"expected at most {MAX_PIXELS:,} pixels, {got}")
     if min(height_px, width_px) < MIN_SIDE_PX:
         raise ScanTooSmall(f"expected sides of at least {MIN_SIDE_PX} pixels, {got}")
+
+
+def check_expansion(packed_bytes: int, unpacked_bytes: int) -> None:
+    """Hold what an archive says that it expands to against the limits.
+
+    Raises:
+        ScanTooLarge: If that is more than `MAX_EXPANSION` times its size, and more than `MIN_EXPANSION_BYTES`.
+    """
+    if unpacked_bytes > max(MAX_EXPANSION * packed_bytes, MIN_EXPANSION_BYTES):
+        raise ScanTooLarge(
+            f"expected an archive that expands at most {MAX_EXPANSION} times, "
+            f"got {packed_bytes:,} bytes for {unpacked_bytes:,}"
+        )
 
 
 @contextmanager

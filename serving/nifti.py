@@ -23,7 +23,15 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import MAX_SLICES, MAX_STUDY_BYTES, MAX_VOXELS, check_size, fence
+from serving.limits import (
+    MAX_GZIP_MEMBERS,
+    MAX_SLICES,
+    MAX_STUDY_BYTES,
+    MAX_VOXELS,
+    check_expansion,
+    check_size,
+    fence,
+)
 from serving.volumes import Layout, Volume, tilt_problem
 from serving.voxels import UNMEASURED_HU, Memory
 
@@ -83,11 +91,15 @@ def read_nifti(source: Path | bytes) -> Volume:
             layout = _layout(affine)
             height, width = (shape[axis] for axis in layout.axes[1:])
             check_size(height, width)
+            scale = _scale(header)
         needed = offset + int(np.prod(shape, dtype=np.int64)) * header.get_data_dtype().itemsize
+        if packed:
+            check_expansion(_size_bytes(stream), needed)
         stored = _inflated_to_file(head, inflated, needed) if packed else _mapped(source)
     if stored.size < needed:
         raise UnreadableScan(f"expected a NIfTI file of {needed:,} bytes, got {stored.size:,}: it is truncated")
-    return Volume(_voxels(header, stored, shape, offset), affine, layout, problems=_problems(header, affine))
+    values: np.ndarray = np.ndarray(shape, header.get_data_dtype(), buffer=stored, offset=offset, order="F")
+    return Volume(NiftiVoxels(values, header, *scale), affine, layout, problems=_problems(header, affine))
 
 
 class NiftiVoxels(Memory):
@@ -97,17 +109,17 @@ class NiftiVoxels(Memory):
         header: nibabel's header of the file. Its texts may name anybody: not for logs, not for exports.
     """
 
-    def __init__(self, values: np.ndarray, header: Any) -> None:
+    def __init__(self, values: np.ndarray, header: Any, slope: float, intercept: float) -> None:
         super().__init__(values, "nifti")
         self.header = header
-        slope, intercept = header.get_slope_inter()
-        self._slope = 1.0 if slope is None else float(slope)
-        self._intercept = 0.0 if intercept is None else float(intercept)
+        self._slope, self._intercept = slope, intercept
 
     def plane(self, axis: int, index: int) -> Float32[np.ndarray, "a b"]:
         """Hounsfield units of one plane, a new array."""
-        stored = self._values[(slice(None),) * axis + (index,)].astype(np.float64)
-        scaled = (stored * self._slope + self._intercept).astype(np.float32)
+        # Values that overflow or are none are the file's, and nothing to warn of.
+        with np.errstate(all="ignore"):
+            stored = self._values[(slice(None),) * axis + (index,)].astype(np.float64)
+            scaled = (stored * self._slope + self._intercept).astype(np.float32)
         return np.nan_to_num(scaled, copy=False, nan=UNMEASURED_HU)
 
 
@@ -125,11 +137,15 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 def _inflate(stream: BinaryIO) -> Iterator[bytes]:
     """The gzip's contents in chunks of at most `_CHUNK_BYTES`; members that follow each other are one file."""
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    members = 1
     while rest := stream.read(_PACKED_BYTES):
         while rest:
             yield inflater.decompress(rest, _CHUNK_BYTES)
             rest = inflater.unconsumed_tail or inflater.unused_data
             if inflater.eof:
+                members += 1
+                if members > MAX_GZIP_MEMBERS:
+                    raise ScanTooLarge(f"expected a gzip of at most {MAX_GZIP_MEMBERS:,} members, got more")
                 inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
                 if not rest.startswith(GZIP_MAGIC[: len(rest)]):
                     return
@@ -207,9 +223,17 @@ def _inflated_to_file(head: bytes, inflated: Iterator[bytes], needed: int) -> UI
         return np.memmap(file, np.uint8, "r", shape=(written,))
 
 
-def _voxels(header: Any, stored: UInt8[np.ndarray, " bytes"], shape: tuple[int, int, int], offset: int) -> NiftiVoxels:
-    values: np.ndarray = np.ndarray(shape, header.get_data_dtype(), buffer=stored, offset=offset, order="F")
-    return NiftiVoxels(values, header)
+def _scale(header: Any) -> tuple[float, float]:
+    """Slope and intercept. To be called inside of a fence: nibabel raises where one is no number."""
+    slope, intercept = header.get_slope_inter()
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+
+def _size_bytes(stream: BinaryIO) -> int:
+    at = stream.tell()
+    size_bytes = stream.seek(0, io.SEEK_END)
+    stream.seek(at)
+    return size_bytes
 
 
 def _problems(header: Any, affine: Float64[np.ndarray, "4 4"]) -> tuple[str, ...]:

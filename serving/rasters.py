@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps
 
 from serving.errors import ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import MAX_JPEG_SCANS, check_size, fence
+from serving.limits import MAX_JPEG_SCANS, MAX_JPEG_SEGMENTS, MAX_PNG_CHUNKS, check_size, fence
 
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
@@ -24,6 +25,8 @@ RasterFormat = Literal["png", "jpeg"]
 
 # Start-of-frame markers: every SOF but DHT (C4), JPG (C8) and DAC (CC), which share their range.
 _SOF_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_DHP: Final = 0xDE
+_SOS: Final = 0xDA
 _MARKERS_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -39,27 +42,53 @@ def png_size_hw(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def check_png_chunks(data: bytes) -> None:
+    """Refuse a PNG in more pieces than anyone needs: Pillow looks at each, five million of them in a file that passes.
+
+    Raises:
+        ScanTooLarge: If it has more than `MAX_PNG_CHUNKS`.
+    """
+    at = len(PNG_MAGIC)
+    for _ in range(MAX_PNG_CHUNKS):
+        # Length, kind and checksum around the data.
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at >= len(data):
+            return
+    raise ScanTooLarge(f"expected a PNG of at most {MAX_PNG_CHUNKS:,} chunks, got more")
+
+
 def jpeg_size_hw(data: bytes) -> tuple[int, int]:
     """Height and width in pixels from a JPEG's or JPEG-LS's first start-of-frame (ITU T.81, B.2.2).
 
     Raises:
-        UnreadableScan: If the file has no whole start-of-frame before its first scan.
+        UnreadableScan: If the file has no whole start-of-frame before its first scan, or is hierarchical.
+        ScanTooLarge: If it has more than `MAX_JPEG_SEGMENTS` before its first scan.
     """
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker in _MARKERS_WITHOUT_LENGTH:
-            at += 2
-        elif marker in _SOF_MARKERS:
+    size_hw = None
+    for marker, at in _jpeg_segments(data):
+        if marker == _DHP:
+            raise UnreadableScan("expected a JPEG of one frame, got a hierarchical one")
+        if marker in _SOF_MARKERS and size_hw is None and at + 9 <= len(data):
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return height, width
-        elif marker == 0xDA:
-            break
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise UnreadableScan("expected a JPEG with a frame header, got a broken or truncated one")
+            size_hw = height, width
+    if size_hw is None:
+        raise UnreadableScan("expected a JPEG with a frame header, got a broken or truncated one")
+    return size_hw
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers up to the first scan and where they are. What is between segments is skipped, as Pillow skips it."""
+    at = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker = data[at + 1 : at + 2]
+        if not marker or marker[0] == _SOS:
+            return
+        if data[at] != 0xFF or marker[0] in (0, 0xFF):  # something else, or a fill byte
+            at += 1
+            continue
+        yield marker[0], at
+        at += 2 if marker[0] in _MARKERS_WITHOUT_LENGTH else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ScanTooLarge(f"expected a JPEG of at most {MAX_JPEG_SEGMENTS:,} segments before its pixels, got more")
 
 
 def check_jpeg_scans(data: bytes) -> None:
@@ -108,6 +137,7 @@ def decode_raster(data: bytes, source_format: RasterFormat) -> UInt8[np.ndarray,
     """
     if source_format == "png":
         check_size(*png_size_hw(data))
+        check_png_chunks(data)
     else:
         check_size(*jpeg_size_hw(data))
         check_jpeg_scans(data)

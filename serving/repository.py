@@ -33,8 +33,11 @@ HEADER: Final = "# Written by `lungstreams repository write` from serving/pipeli
 MAX_QUEUE_SIZE: Final = 64
 """Requests that may wait for `preprocess`; the next is refused at once rather than answered too late."""
 
+MAX_INNER_QUEUE_SIZE: Final = 128
+"""Requests that may wait for each of the steps behind it that run alone. They take 1 MiB each, and some seconds."""
+
 QUEUE_TIMEOUT_US: Final = 30_000_000
-"""Longest wait for `preprocess`, in microseconds: the client's own default timeout. Nobody waits for the rest."""
+"""Longest wait in a queue, in microseconds: the client's own default timeout. Nobody waits for the rest."""
 
 PREPROCESS_INSTANCES: Final = 2
 
@@ -48,18 +51,23 @@ def model_config(step: Step) -> Any:
     config.output.extend(_output(tensor) for tensor in step.outputs)
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.SetInParent()
-    if step == pipeline.PREPROCESS:
-        # The one door. A step that refuses or times out while its siblings run crashes Triton: see docs/decisions.md.
+    if _runs_alone(step):
+        # A step that refuses or times out while its siblings run crashes Triton: see docs/decisions.md.
         policy = config.dynamic_batching.default_queue_policy
         policy.timeout_action = pb.ModelQueuePolicy.REJECT
         policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
-        policy.max_queue_size = MAX_QUEUE_SIZE
+        policy.max_queue_size = MAX_QUEUE_SIZE if step == pipeline.PREPROCESS else MAX_INNER_QUEUE_SIZE
     if step.backend == "python":
         config.instance_group.add(count=PREPROCESS_INSTANCES, kind=pb.ModelInstanceGroup.KIND_CPU)
     else:
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)
         config.model_warmup.append(_warmup(step))
     return config
+
+
+def _runs_alone(step: Step) -> bool:
+    """Whether no other step of the ensemble can run for the same request at the same time."""
+    return sum(other.stage == step.stage for other in pipeline.STEPS) == 1
 
 
 def ensemble_config() -> Any:

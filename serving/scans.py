@@ -12,7 +12,8 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from serving.dicom import DICOM_MAGIC, PREAMBLE_BYTES, decode_dicom
+from serving.dicom import decode_dicom
+from serving.dicom_headers import DICOM_MAGIC, PREAMBLE_BYTES
 from serving.dicom_pixels import lung_window
 from serving.errors import GeometryError, RequestError, UnreadableScan, UnsupportedScan
 from serving.labels import MODALITIES, REQUESTED_MODALITIES, Modality, RequestedModality

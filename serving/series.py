@@ -17,6 +17,7 @@ from jaxtyping import Float64
 
 from serving.archives import blobs
 from serving.dicom_frames import read_planes
+from serving.dicom_headers import StudyReads
 from serving.dicom_planes import Plane
 from serving.errors import AmbiguousStudy, RequestError, ScanError, ScanTooLarge, UnreadableScan
 from serving.labels import Modality
@@ -139,10 +140,13 @@ def read_study(source: Path | bytes | Iterable[Path]) -> Study:
     files = blobs(source)
     planes: list[Plane] = []
     refused: list[ScanError] = []
+    reads = StudyReads()
     for blob in files:
         try:
-            planes.extend(read_planes(blob))
+            planes.extend(read_planes(blob, reads))
         except ScanError as error:
+            if reads.are_spent:
+                raise
             refused.append(error)
         if len(planes) > 4 * MAX_SLICES:
             raise ScanTooLarge(f"expected a study of at most {4 * MAX_SLICES:,} slices, got more")

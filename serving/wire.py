@@ -12,7 +12,14 @@ from tritonclient import grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from serving import pipeline
-from serving.errors import InferenceFailed, ServerError, ServerMismatch, ServerNotReady, ServerUnreachable
+from serving.errors import (
+    InferenceFailed,
+    ServerBusy,
+    ServerError,
+    ServerMismatch,
+    ServerNotReady,
+    ServerUnreachable,
+)
 from serving.labels import Modality
 from serving.limits import MAX_FILE_BYTES
 from serving.tls import ClientTls
@@ -165,7 +172,7 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
             return InferenceFailed(f"expected an answer of {url} within {timeout_s:g} s, got none")
         return ServerUnreachable(f"nothing answers at {url} within {timeout_s:g} s")
     if status == "UNAVAILABLE" and any(sign in lower for sign in _FULL):
-        return InferenceFailed(f"{url} is overloaded: {text}")
+        return ServerBusy(f"expected room in the queues of {url}, got none: the server is busy, try again in a while")
     if status in ("NOT_FOUND", "UNAVAILABLE") and any(sign in lower for sign in _NOT_LOADED):
         return ServerNotReady(f"{url} answers, but: {text}")
     if status == "UNAVAILABLE":

@@ -12,6 +12,11 @@ from serving.tritonserver import ServerConfig, TritonServer
 from tests.toy_models import write_toy_repository
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks that belong to helpers of the tests, and not to the project."""
+    config.addinivalue_line("markers", "reliability: counts for docs/reliability.md, see tests/reliability.py")
+
+
 @pytest.fixture(scope="session")
 def triton() -> Iterator[TritonServer]:
     """A started server over the published model repository."""

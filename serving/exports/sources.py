@@ -18,8 +18,8 @@ from pydicom.uid import RE_VALID_UID
 from pydicom.valuerep import validate_value
 
 from serving.archives import Blob
-from serving.dicom import read_dicom
-from serving.dicom_planes import PER_FRAME, Plane, frame_view
+from serving.dicom_headers import PER_FRAME, inflated, read_dicom
+from serving.dicom_planes import Plane, frame_view
 from serving.limits import MAX_FILE_BYTES, fence
 
 PATIENT: Final = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
@@ -36,6 +36,7 @@ _IMAGE: Final = (
 )
 _PLANE: Final = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _LOSSY: Final = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_CARRIED: Final = (*PATIENT, *STUDY, *_IMAGE, *_LOSSY)
 _UIDS: Final = ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
 _LONGEST_UID: Final = 64
 _SEXES: Final = ("M", "F", "O")
@@ -53,7 +54,7 @@ def header_of(blob: Blob) -> pydicom.Dataset:
     # Outside of the fence, which `Blob` goes through itself and which can not be entered twice.
     stream = io.BytesIO(blob.read()) if blob.size_bytes <= MAX_FILE_BYTES else blob.seekable()
     with stream, fence("a whole DICOM file"):
-        header = read_dicom(stream, stop_before_pixels=True)
+        header = read_dicom(inflated(stream), stop_before_pixels=True, also=_CARRIED)
         header.decode()
         return header
 

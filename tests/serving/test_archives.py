@@ -29,7 +29,7 @@ def test_a_zip_bomb_is_refused_by_its_directory(monkeypatch: pytest.MonkeyPatch)
     never_inflate(monkeypatch)
     tracemalloc.start()
     try:
-        with pytest.raises(ScanTooLarge, match="expected a zip that expands at most 200 times, got"):
+        with pytest.raises(ScanTooLarge, match="expected an archive that expands at most 200 times, got"):
             open_volume(data)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from serving.results import CaseReport, restore_mask
 from serving.scans import decode
 from serving.tritonserver import ServerConfig, TritonServer
 from tests.toy_models import QUADRANTS, STRIPS, expected_activation, expected_mask, expected_means
+from tests.waiting import eventually, pending
 
 pytestmark = pytest.mark.triton
 
@@ -56,15 +56,6 @@ def dead_url() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 30) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.1)
-    return holds()
 
 
 class TestPredict:
@@ -248,7 +239,9 @@ class TestMany:
         with pytest.raises(UnreadableScan):
             client.submit(b"not an image")
 
-    def test_a_cancelled_future_stays_cancelled_and_the_server_up(self, client: PipelineClient, ct: bytes) -> None:
+    def test_a_cancelled_future_stays_cancelled_and_the_server_up(
+        self, client: PipelineClient, toy_triton: TritonServer, ct: bytes
+    ) -> None:
         # Taken back from it, these requests would crash Triton 2.51.
         n_cancelled = 0
         for _ in range(5):
@@ -261,6 +254,7 @@ class TestMany:
             assert all(isinstance(future.result(60), CaseReport) for future in futures if future not in cancelled)
             assert isinstance(client.predict(ct, "ct", ALL_OPEN), CaseReport)
         assert n_cancelled
+        assert eventually(lambda: pending(toy_triton) == 0)
 
     def test_reports_come_in_order_with_errors_in_their_places(
         self, client: PipelineClient, ct: bytes, xray: bytes
@@ -361,6 +355,7 @@ def test_on_request_cancelling_takes_it_out_of_the_servers_queue(slow_repository
         cancelled = [future for future in reversed(futures) if future.cancel()]
         assert cancelled
         client.predict(xray, "xray")  # Behind all of them.
+        assert eventually(lambda: pending(own) == 0)
         models = client._triton.get_inference_statistics("recognition").model_stats
         computed = sum(model.inference_stats.compute_infer.count for model in models)
         assert computed < len(futures) + 1

@@ -167,7 +167,7 @@ def test_deflated_files_are_read_but_not_beyond_the_limit(monkeypatch: pytest.Mo
     dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1.99")
     deflated = saved(dataset)
     np.testing.assert_array_equal(decode(deflated).pixels, GRADIENT)
-    monkeypatch.setattr("serving.dicom.MAX_FILE_BYTES", 4096)
+    monkeypatch.setattr("serving.dicom_headers.MAX_FILE_BYTES", 4096)
     monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("inflated without a bound"))
     with pytest.raises(ScanTooLarge, match="at most 4,096 bytes of deflated DICOM, got more"):
         decode(deflated)

@@ -65,15 +65,17 @@ def test_a_config_says_who_wrote_it_and_reads_back() -> None:
         assert parsed(repository.render_config(step)) == repository.model_config(step)
 
 
-def test_the_door_is_limited_and_refuses() -> None:
-    policy = parsed(repository.render_config(pipeline.PREPROCESS)).dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == repository.MAX_QUEUE_SIZE
+@pytest.mark.parametrize("step", pipeline.STEPS[:3], ids=lambda step: step.model)
+def test_the_queues_of_steps_that_run_alone_are_limited_and_refuse(step: pipeline.Step) -> None:
+    policy = parsed(repository.render_config(step)).dynamic_batching.default_queue_policy
+    is_door = step == pipeline.PREPROCESS
+    assert policy.max_queue_size == (repository.MAX_QUEUE_SIZE if is_door else repository.MAX_INNER_QUEUE_SIZE)
     assert policy.default_timeout_microseconds == repository.QUEUE_TIMEOUT_US
     assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
 
 
-@pytest.mark.parametrize("step", pipeline.STEPS[1:], ids=lambda step: step.model)
-def test_no_step_behind_the_door_refuses_since_that_crashes_triton(step: pipeline.Step) -> None:
+@pytest.mark.parametrize("step", pipeline.SEGMENTATION, ids=lambda step: step.model)
+def test_no_step_that_runs_beside_others_refuses_since_that_crashes_triton(step: pipeline.Step) -> None:
     config = parsed(repository.render_config(step))
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.HasField("default_queue_policy")

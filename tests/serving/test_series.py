@@ -359,12 +359,17 @@ def test_a_multi_frame_capture_is_shown_in_grey_and_has_no_hu() -> None:
 
 
 def test_a_header_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    dataset = multi_frame([0, 1, 2])
+    dataset, item = multi_frame([0, 1, 2]), Dataset()
     dataset.add_new(0x00091010, "OB", bytes(200_000))
     path = tmp_path / "file"
     path.write_bytes(file_of(dataset))
+    monkeypatch.setattr("serving.dicom_headers.MAX_HEADER_BYTES", 100_000)
+    # What is not looked at is passed over, and of a sequence without a length nobody knows the end.
     assert open_volume(path).shape == (3, 50, 60)
-    monkeypatch.setattr("serving.dicom_frames.MAX_HEADER_BYTES", 100_000)
+    item.add_new(0x00091010, "OB", bytes(200_000))
+    dataset.ReferencedStudySequence = Sequence([item])
+    dataset["ReferencedStudySequence"].is_undefined_length = True
+    path.write_bytes(file_of(dataset))
     with pytest.raises(ScanTooLarge, match="expected a DICOM header of at most 100,000 bytes, got more"):
         open_volume(path)
 

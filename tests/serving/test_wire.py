@@ -4,7 +4,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from serving import pipeline, wire
-from serving.errors import InferenceFailed, ServerError, ServerNotReady, ServerUnreachable
+from serving.errors import InferenceFailed, ServerBusy, ServerError, ServerNotReady, ServerUnreachable
 
 
 def translated(status: str, text: str, *, inferring: bool = True) -> ServerError:
@@ -21,8 +21,8 @@ def translated(status: str, text: str, *, inferring: bool = True) -> ServerError
             ServerUnreachable,
         ),
         ("UNAVAILABLE", "Stream removed (Socket closed)", ServerUnreachable),
-        ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", InferenceFailed),
-        ("UNAVAILABLE", "[request id: <id_unknown>] Request timeout expired", InferenceFailed),
+        ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", ServerBusy),
+        ("UNAVAILABLE", "[request id: <id_unknown>] Request timeout expired", ServerBusy),
         ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
         ("NOT_FOUND", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
         ("UNIMPLEMENTED", "", ServerUnreachable),

@@ -1,0 +1,232 @@
+"""More at once than a server can do: everything is answered or refused in words, and afterwards all is as before."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from loadtest.instances import copy_repository
+from loadtest.memory import Sampler, of_group, pss_bytes
+from serving import phantom, pipeline, wire
+from serving.client import PipelineClient
+from serving.errors import ServerBusy
+from serving.preprocessing import preprocess
+from serving.results import CaseReport
+from serving.scans import decode
+from serving.tritonserver import ServerConfig, TritonServer
+from tests.reliability import Tally, record
+from tests.toy_models import QUADRANTS, expected_means
+from tests.waiting import eventually, pending
+
+pytestmark = [pytest.mark.triton, pytest.mark.reliability]
+
+BURST = 200
+ALL_OPEN = dict.fromkeys(pipeline.THRESHOLD_NAMES, 0.0)
+DOOR, BEHIND = 24, 16
+SLOW_DOOR = 8
+SLOWLY = """
+
+import time
+
+
+class TritonPythonModel(TritonPythonModel):
+    def execute(self, requests):
+        time.sleep(0.03 * len(requests))
+        return super().execute(requests)
+"""
+
+
+@pytest.fixture(scope="module")
+def scans() -> list[bytes]:
+    """Slices that can be told apart by their answers."""
+    return [phantom.png_bytes(phantom.ct_slice(seed, 128).pixels) for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def narrow(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with short queues, and with so short ones behind the door that these refuse as well."""
+
+    def change(config: Any) -> None:
+        policy = config.dynamic_batching.default_queue_policy
+        if config.name == pipeline.PREPROCESS.model:
+            policy.max_queue_size = DOOR
+        elif config.dynamic_batching.HasField("default_queue_policy"):
+            policy.max_queue_size = BEHIND
+
+    repository = copy_repository(toy_repository, tmp_path_factory.mktemp("narrow") / "model_repository", change)
+    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that takes longer for a scan than our client needs to send it, and lets few wait."""
+
+    def change(config: Any) -> None:
+        if config.name == pipeline.PREPROCESS.model:
+            config.dynamic_batching.default_queue_policy.max_queue_size = SLOW_DOOR
+            config.instance_group[0].count = 1
+
+    repository = copy_repository(toy_repository, tmp_path_factory.mktemp("slow") / "model_repository", change)
+    (model,) = (repository / pipeline.PREPROCESS.model).glob("*/model.py")
+    model.write_text(model.read_text(encoding="utf-8") + SLOWLY, encoding="utf-8")
+    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)) as server:
+        yield server
+
+
+def refusals(server: TritonServer) -> int:
+    """How many requests the server has refused since its start."""
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        statistics = client.get_inference_statistics(pipeline.ENSEMBLE_NAME)
+    return int(statistics.model_stats[0].inference_stats.fail.count)
+
+
+def burst(client: Any, scans: Sequence[bytes], count: int, tally: Tally) -> None:
+    """Send as many requests at once, each with all gates open, and wait for what becomes of them."""
+    wanted = [expected_means(preprocess(decode(scan, "ct")), QUADRANTS) for scan in scans]
+    ended = threading.Semaphore(0)
+
+    def take(number: int, started_s: float, result: Any, error: InferenceServerException | None) -> None:
+        seconds = time.perf_counter() - started_s
+        if error is None:
+            right = np.allclose(result.as_numpy("diagnosis")[0], wanted[number % len(scans)], atol=1e-3)
+            (tally.answer if right else tally.mistake)(seconds)
+        elif isinstance(wire.translate(error, "here", timeout_s=0, inferring=True), ServerBusy):
+            tally.refuse(seconds)
+        else:
+            tally.lose(seconds)
+        ended.release()
+
+    for number in range(count):
+        callback = partial(take, number, time.perf_counter())
+        client.async_infer(callback=callback, **wire.request(scans[number % len(scans)], "ct", ALL_OPEN))
+    for _ in range(count):
+        assert ended.acquire(timeout=120)
+
+
+def largest_batch(scans: Sequence[bytes]) -> dict[str, Any]:
+    """A request whose memory the models keep: no burst makes a larger batch."""
+    request = wire.request(scans[0], "ct", ALL_OPEN)
+    for wire_input, values in zip(
+        request["inputs"],
+        (np.array([[scan] for scan in scans], object), np.array([[b"ct"]] * 8, object), np.zeros((8, 4), np.float32)),
+        strict=True,
+    ):
+        wire_input.set_shape(values.shape)
+        wire_input.set_data_from_numpy(values)
+    return request
+
+
+def test_bursts_are_answered_or_refused_and_memory_stays_flat(narrow: TritonServer, scans: list[bytes]) -> None:
+    client, after_bytes = wire.connect(narrow.grpc_url), []
+    for _ in range(4):
+        client.infer(**largest_batch(scans))
+    tally = Tally()
+    with Sampler(narrow.pid) as memory:
+        for _ in range(3):
+            burst(client, scans, BURST, tally)
+            after_bytes.append(pss_bytes(of_group(narrow.pid)))
+    what = f"three bursts of {BURST} CT cases at once, queues of {DOOR} and {BEHIND} (memory: of the whole server)"
+    row = record(tally.row(what, group="Overload", peak_bytes=memory.peak_pss_bytes))
+    assert (row.requests, row.lost, row.wrong) == (3 * BURST, 0, 0)
+    assert row.answered
+    assert row.refused
+    assert max(after_bytes) < after_bytes[0] * 1.15
+    assert eventually(lambda: pending(narrow) == 0)
+    client.close()
+
+
+def test_after_a_burst_a_case_is_answered(narrow: TritonServer, scans: list[bytes]) -> None:
+    client, tally = wire.connect(narrow.grpc_url), Tally()
+    burst(client, scans, BURST, Tally())
+    started_s = time.perf_counter()
+    burst(client, scans, 1, tally)
+    client.close()
+    row = record(tally.row("a case right after such a burst", group="Overload"))
+    assert row.answered == 1
+    assert time.perf_counter() - started_s < 30
+
+
+def test_who_tries_again_is_answered_in_the_end(slow: TritonServer, scans: list[bytes]) -> None:
+    tally, before = Tally(), refusals(slow)
+    with PipelineClient(slow.grpc_url, timeout_s=120) as client:
+        futures = [client.submit(scans[i % len(scans)], "ct", ALL_OPEN) for i in range(BURST // 2)]
+        for number, future in enumerate(futures):
+            report = future.result(120)
+            wanted = expected_means(preprocess(decode(scans[number % len(scans)], "ct")), QUADRANTS)
+            right = np.allclose(list(report.diagnosis.values()), wanted, atol=1e-3)
+            (tally.answer if right else tally.mistake)(report.latency_ms / 1000)
+    row = record(tally.row(f"{BURST // 2} cases at once by our client, which tries again", group="Overload"))
+    assert (row.answered, row.wrong) == (BURST // 2, 0)
+    assert refusals(slow) > before
+
+
+def test_who_does_not_try_again_hears_that_the_server_is_busy(slow: TritonServer, scans: list[bytes]) -> None:
+    with PipelineClient(slow.grpc_url, retry_busy=False) as client:
+        futures = [client.submit(scans[0], "ct", ALL_OPEN) for _ in range(BURST)]
+        errors = [future.exception(60) for future in futures]
+    busy = [error for error in errors if error is not None]
+    assert busy
+    assert {type(error) for error in busy} == {ServerBusy}
+    assert all("the server is busy, try again" in str(error) for error in busy)
+    assert len(busy) < BURST
+
+
+def test_many_scans_in_order_are_all_answered_by_a_server_that_refuses(slow: TritonServer, scans: list[bytes]) -> None:
+    # More in flight than fits: those that are refused come back, each in its place.
+    before = refusals(slow)
+    with PipelineClient(slow.grpc_url, timeout_s=120) as client:
+        reports = list(client.predict_many(scans * 8, "ct", ALL_OPEN, in_flight=64))
+    assert refusals(slow) > before
+    assert len(reports) == len(scans) * 8
+    for number, report in enumerate(reports):
+        assert isinstance(report, CaseReport)
+        assert report.diagnosis == pytest.approx(reports[number % len(scans)].diagnosis, abs=1e-6)  # type: ignore[union-attr]
+
+
+def test_given_up_while_it_waits_to_try_again_nothing_is_sent_again(slow: TritonServer, scans: list[bytes]) -> None:
+    with PipelineClient(slow.grpc_url) as client:
+        futures: list[Future[CaseReport]] = [client.submit(scans[0], "ct", ALL_OPEN) for _ in range(BURST)]
+        waiting = [future for future in futures if not future.done()]
+        assert waiting
+        for future in waiting:
+            future.cancel()
+        assert all(future.done() for future in futures)
+    # Closed: nothing of them is under way, on neither side.
+    assert eventually(lambda: pending(slow) == 0)
+
+
+def test_a_deadline_that_passes_ends_the_tries(slow: TritonServer, scans: list[bytes]) -> None:
+    with PipelineClient(slow.grpc_url, timeout_s=0.5) as client:
+        futures = [client.submit(scans[0], "ct", ALL_OPEN) for _ in range(BURST)]
+        errors = [error for future in futures if (error := future.exception(30)) is not None]
+    assert errors
+    assert all("busy" in str(error) or "within 0.5 s" in str(error) for error in errors)
+    assert eventually(lambda: pending(slow) == 0)
+
+
+@pytest.mark.slow
+def test_the_shipped_server_bears_a_burst(triton: TritonServer) -> None:
+    scan = phantom.png_bytes(phantom.ct_slice(3).pixels)
+    tally = Tally()
+    with Sampler(triton.pid) as memory, PipelineClient(triton.grpc_url, timeout_s=120) as client:
+        alone = client.predict(scan, "ct", ALL_OPEN)
+        futures = [client.submit(scan, "ct", ALL_OPEN) for _ in range(BURST)]
+        for future in futures:
+            report = future.result(120)
+            right = report.diagnosis == pytest.approx(alone.diagnosis, abs=0.02)
+            (tally.answer if right else tally.mistake)(report.latency_ms / 1000)
+    what = f"{BURST} CT cases at once by our client, the shipped networks and queues (memory: of the whole server)"
+    row = record(tally.row(what, group="Overload", peak_bytes=memory.peak_pss_bytes))
+    assert (row.answered, row.wrong) == (BURST, 0)
+    assert eventually(lambda: pending(triton) == 0)
