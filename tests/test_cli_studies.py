@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel
 import numpy as np
 import pytest
@@ -105,6 +106,12 @@ def test_a_study_has_no_explanation_and_a_folder_of_scans_has_one_each(
     shutil.copy(studies / "chest.nii.gz", scans)
     out, url = tmp_path / "out", toy_triton.grpc_url
     run = lungstreams("predict", scans, "--json", "--explain", "--out", out, "--url", url)
+    schema = json.loads(
+        (Path(__file__).parents[1] / "docs" / "schema" / "case.schema.json").read_text(encoding="utf-8")
+    )
+    for case in cases_of(run):
+        jsonschema.Draft202012Validator({"$ref": "#/$defs/line", "$defs": schema["$defs"]}).validate(case)
+    assert "explanation" in schema["$defs"]["line"]["properties"]
     pictures = {Path(case["file"]).name: case["explanation"] for case in cases_of(run)}
     assert pictures["chest.nii.gz"] is None
     assert Path(pictures["slice.png"]).name.startswith("slice.png.why.")
