@@ -31,7 +31,6 @@ from train import data
 from train.plausibility_data import MADE, TURNS, Table, others, phantoms, scans, volume_slices
 
 REPORT: Final = Path(__file__).parents[1] / "docs" / "plausibility.json"
-_REST: Final = ("not_chest", "no_lung", "turned")
 _TURNED_CT: Final = ("clockwise", "anticlockwise", "inverted")
 """A slice upside down is too much like one that is not: it is left out of the fit."""
 
