@@ -51,9 +51,9 @@ CSS: Final = """
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
 .ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: var(--ls-note-ink);
   background: var(--ls-note); border: 1px solid var(--ls-note-line); }
-.ls-doubt { border: 2px solid #e0a92e; border-left-width: 10px; border-radius: 8px; background: #3a2a05; color: #ffe9b0;
-  padding: 14px 18px; font-size: 15px; line-height: 1.5; }
-.gradio-container .ls-doubt strong { display: block; color: #ffd35c; font-size: 17px; margin-bottom: 4px; }
+.ls-doubt { border: 2px solid #e0a92e; border-left-width: 10px; border-radius: 8px; background: var(--ls-note);
+  color: var(--ls-note-ink); padding: 14px 18px; font-size: 15px; line-height: 1.5; }
+.gradio-container .ls-doubt strong { display: block; color: inherit; font-size: 17px; margin-bottom: 4px; }
 .gradio-container .ls-doubt p { color: inherit; }
 .gradio-container .ls-disclaimer strong { font-weight: 700; color: inherit; }
 

@@ -77,6 +77,8 @@ class ScanTab:
 
     def _lay_out_result(self) -> None:
         self.alert = html(elem_id="alert", visible=False)
+        # Above the picture, too: masks are no less doubtful, and on a phone they come first.
+        self.doubts = html(elem_id="doubts", visible=False)
         with gr.Row(elem_classes="ls-reading"):
             with gr.Column(elem_classes="ls-viewer"):
                 self.empty = html(panels.film("", "Upload a scan, or try a phantom"), elem_id="no-overlay")
@@ -95,7 +97,6 @@ class ScanTab:
                     self.why = gr.Radio(choices, value=_OFF, label="Why this diagnosis", elem_id="why")
                     html(f'<p class="ls-note ls-inset">{escape(CAUTION)} Drawn in place of the masks.</p>')
             with gr.Column(elem_classes="ls-findings"):
-                self.doubts = html(elem_id="doubts", visible=False)
                 self.diagnosis = html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = html(elem_id="manifestations", visible=False)
                 self.meaning = html(elem_id="meaning", visible=False)

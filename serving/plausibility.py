@@ -150,17 +150,24 @@ class Plausibility:
             return Doubt(
                 "other_modality", f"This looks like a {_NAMES[other]}, but was read as {_READ_AS[scan.modality]}."
             )
-        if how := self._how_it_is_turned(scan):
-            return Doubt("turned", f"This looks like a {name} that is {how}.")
+        if turned := self._turned(scan):
+            return turned
         if self.detectors[scan.modality].instead(values) == "no_lung":
             return Doubt("no_lung", "No lung is seen in this slice: it may lie above or below the lungs.")
         return Doubt("not_chest", f"This does not look like a {name}.")
 
-    def _how_it_is_turned(self, scan: Scan) -> str | None:
-        detector = self.detectors[scan.modality]
-        margins = {how: float(detector.margin(features(copy))) for how, copy in _copies(scan.pixels)}
-        best = max(margins, key=lambda how: margins[how])
-        return best if margins[best] >= _SURELY else None
+    def _turned(self, scan: Scan) -> Doubt | None:
+        # Of both modalities: who turns an X-ray gets it guessed wrongly, too.
+        margins = {
+            (modality, how): float(detector.margin(values))
+            for how, values in ((how, features(copy)) for how, copy in _copies(scan.pixels))
+            for modality, detector in self.detectors.items()
+        }
+        modality, how = max(margins, key=lambda one: margins[one])
+        if margins[modality, how] < _SURELY:
+            return None
+        misread = "" if modality == scan.modality else f", and was read as {_READ_AS[scan.modality]}"
+        return Doubt("turned", f"This looks like a {_NAMES[modality]} that is {how}{misread}.")
 
 
 def _copies(pixels: UInt8[np.ndarray, "h w"]) -> Iterator[tuple[str, UInt8[np.ndarray, "new_h new_w"]]]:

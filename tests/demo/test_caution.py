@@ -40,6 +40,7 @@ def test_its_figures_are_those_that_were_measured(modality: Modality) -> None:
     measured = RESULTS["recognition"][modality]
     assert round(100 * measured["four_classes"]["accuracy"]) == caution.ACCURACY[modality]
     assert round(100 * measured["four_classes"]["ece"]) == caution.CALIBRATION_ERROR[modality]
+    assert round(100 * measured["four_classes"]["majority_class_accuracy"]) == caution.COMMONEST_ANSWER[modality]
     assert f"{caution.CALIBRATION_ERROR[modality]} points off" in caution.meaning(report_of(modality))
 
 

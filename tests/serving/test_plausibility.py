@@ -38,7 +38,7 @@ CHANGES = {
 RNG = np.random.default_rng(0)
 NO_SCANS: dict[str, Picture] = {
     "black": np.zeros((256, 256), np.uint8),
-    "grey": np.full((32, 400), 127, np.uint8),
+    "grey": np.full((64, 400), 127, np.uint8),
     "noise": RNG.integers(0, 256, (256, 256), dtype=np.uint8),
     "smooth noise": cv2.GaussianBlur(RNG.integers(0, 256, (256, 256), dtype=np.uint8), (0, 0), 9) // 2 + 60,
     "a ramp": np.tile(np.arange(256, dtype=np.uint8), (200, 1)),
@@ -107,6 +107,13 @@ def test_an_xray_says_how_it_is_turned(turn: object, words: str) -> None:
         assert (said.kind, said.words) == ("turned", f"This looks like a chest X-ray that is {words}.")
 
 
+def test_a_turned_xray_that_was_taken_for_a_slice_is_still_one() -> None:
+    (said,) = examine(scan(np.rot90(chest_xray(2), -1), "ct")).doubts
+    assert said.words == (
+        "This looks like a chest X-ray that is turned by 90 degrees clockwise, and was read as a CT slice."
+    )
+
+
 def test_real_pictures_of_other_parts_of_the_body_are_flagged() -> None:
     folder = Path(pydicom.data.__file__).parent / "test_files"
     head = decode((folder / "693_J2KI.dcm").read_bytes())
@@ -163,6 +170,7 @@ def test_coefficients_of_other_features_are_refused(tmp_path: Path, monkeypatch:
         published.cache_clear()
         with pytest.raises(RepositoryError, match=says):
             examine(scan(chest_xray(0, 64), "xray"))
+    monkeypatch.undo()
     published.cache_clear()
     detector = published().detectors["ct"]
     with pytest.raises(RepositoryError, match="expected coefficients of shapes"):

@@ -14,7 +14,7 @@ from train import not_chest
 from train.plausibility import PlausibilityConfig, fit, fitted, flagged, in_short, moved, publish, share
 from train.plausibility_data import TURNS, Table, phantoms, row
 
-CONFIG = PlausibilityConfig(networks=2, units=4, epochs=20)
+CONFIG = PlausibilityConfig(networks=2, units=8, epochs=100)
 
 
 @pytest.fixture(scope="module")
