@@ -133,7 +133,8 @@ def launch(
     Raises:
         RequestError: If others reach `host` and `access` does not say who of them may use the page.
     """
-    guarded = guard.options(host, ServerWatch(url, tls), access or guard.PageAccess())
+    head = HEAD + SCRIPT
+    guarded = guard.options(host, ServerWatch(url, tls), access or guard.PageAccess(), head)
     blocks = build_app(url, kept_s=kept_s, sweep_s=sweep_s, tls=tls)
     blocks.launch(
         server_name=host,
@@ -150,7 +151,7 @@ def launch(
         mcp_server=False,
         theme=theme(),
         css=CSS,
-        head=HEAD + SCRIPT,
+        head=head,
         **guarded,
     )
     return blocks

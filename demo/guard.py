@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -39,7 +41,7 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'none'; script-src 'self' 'nonce-{nonce}' {known}'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' blob:; "
     "worker-src 'self' blob:; manifest-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -47,6 +49,7 @@ _POLICY: Final = (
 may not is run a script out of the page's text that this server did not mark, or talk to anyone else."""
 
 _SCRIPT: Final = re.compile(rb"<script(?=[\s>])")
+_INLINE: Final = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,15 @@ def check_host(host: str, access: PageAccess) -> None:
         raise RequestError(f"expected users (--users) for a page at {host}, which other machines reach, got none")
 
 
-def options(host: str, watch: ServerWatch, access: PageAccess) -> dict[str, Any]:
+def options(host: str, watch: ServerWatch, access: PageAccess, head: str = "") -> dict[str, Any]:
     """What `gradio.Blocks.launch` needs to keep the page.
 
     Args:
         host: Address that the page listens at.
         watch: Says whether Triton is ready.
         access: Who may use it.
+        head: What the page's `head` is; scripts in it may run. Gradio puts them in where the page runs, so that they
+            are known by their text.
 
     Raises:
         RequestError: If others reach the address and nothing says who of them may use the page.
@@ -139,7 +144,7 @@ def options(host: str, watch: ServerWatch, access: PageAccess) -> dict[str, Any]
         # Gradio's own page about who uses this one.
         "enable_monitoring": False,
         "app_kwargs": {
-            "middleware": [Middleware(SecurityHeaders)],
+            "middleware": [Middleware(SecurityHeaders, head=head)],
             "routes": [Route(HEALTH_PATH, health), Route(READY_PATH, ready)],
             # FastAPI's own pages about the interface load scripts from elsewhere; its schema asks for no user.
             "docs_url": None,
@@ -161,10 +166,13 @@ class SecurityHeaders:
 
     Args:
         app: What is wrapped.
+        head: See `options`.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, head: str = "") -> None:
         self.app = app
+        digests = (hashlib.sha256(script.encode()).digest() for script in _INLINE.findall(head))
+        self._known = "".join(f"'sha256-{base64.b64encode(digest).decode()}' " for digest in digests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on; see ASGI."""
@@ -172,14 +180,16 @@ class SecurityHeaders:
             await self.app(scope, receive, send)
             return
         # The page itself alone: in an uploaded file nothing is to be marked as ours.
-        await self.app(scope, receive, _Marked(send, is_page=scope["path"] == scope.get("root_path", "") + "/"))
+        is_page = scope["path"] == scope.get("root_path", "") + "/"
+        await self.app(scope, receive, _Marked(send, self._known, is_page=is_page))
 
 
 class _Marked:
     """Sends one answer on. A page is held until it is whole, since its length changes; all else goes by piece."""
 
-    def __init__(self, send: Send, *, is_page: bool) -> None:
+    def __init__(self, send: Send, known: str, *, is_page: bool) -> None:
         self._send = send
+        self._known = known
         self._is_page = is_page
         self._nonce = secrets.token_urlsafe(16)
         self._start: Message | None = None
@@ -190,7 +200,7 @@ class _Marked:
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
-            headers["Content-Security-Policy"] = _POLICY.format(nonce=self._nonce)
+            headers["Content-Security-Policy"] = _POLICY.format(nonce=self._nonce, known=self._known)
             if self._is_page and headers.get("content-type", "").startswith("text/html"):
                 self._start = message
                 return
