@@ -10,8 +10,8 @@ from typing import Final
 import pydicom
 from pydicom.uid import UID, RLELossless
 
-from serving.errors import ScanTooLarge, UnreadableScan, UnsupportedScan
-from serving.limits import MAX_J2K_BYTES, MAX_RLE_CODES, MIN_J2K_BLOCK_PX
+from serving.errors import ScanTooLarge, UnreadableScan
+from serving.limits import MAX_J2K_BLOCKS, MAX_J2K_BYTES, MAX_RLE_CODES
 from serving.rasters import JPEG_MAGIC, check_jpeg_scans, jpeg_size_hw
 
 _J2K_MAGIC: Final = b"\xff\x4f\xff\x51"
@@ -34,7 +34,6 @@ def check_codestream(frame: bytes, dataset: pydicom.Dataset, syntax: UID) -> Non
     Raises:
         UnreadableScan: If the two differ, or the frame is of no known form.
         ScanTooLarge: If it takes more than the limits to decode.
-        UnsupportedScan: JPEG 2000 in smaller blocks than are read here.
     """
     expected = int(dataset.Rows), int(dataset.Columns)
     if syntax == RLELossless:
@@ -60,12 +59,15 @@ def _check_j2k(frame: bytes, samples: int) -> tuple[int, int]:
         raise UnreadableScan(f"expected compressed pixels of {samples} sample(s), got {components:,}")
     if len(frame) > MAX_J2K_BYTES:
         raise ScanTooLarge(f"expected at most {MAX_J2K_BYTES:,} bytes of JPEG 2000, got {len(frame):,} bytes")
+    size_hw = bottom - top, right - left
     for marker, segment in _j2k_segments(frame, at + 2):
-        if marker == _COD:
-            _check_blocks(segment[5:], has_precincts=bool(segment[0] & _USER_PRECINCTS))
-        elif marker == _COC:
-            _check_blocks(segment[2:], has_precincts=bool(segment[1] & _USER_PRECINCTS))
-    return bottom - top, right - left
+        if marker in (_COD, _COC):
+            # COD: Scod, four bytes on progression, layers and colour, SPcod. COC: the component, Scoc, SPcoc.
+            style, said = (segment[0], segment[5:]) if marker == _COD else (segment[1], segment[2:])
+            blocks = samples * _j2k_blocks(said, size_hw, has_precincts=bool(style & _USER_PRECINCTS))
+            if blocks > MAX_J2K_BLOCKS:
+                raise ScanTooLarge(f"expected JPEG 2000 in at most {MAX_J2K_BLOCKS:,} blocks, got {blocks:,}")
+    return size_hw
 
 
 def _j2k_start(frame: bytes) -> int:
@@ -106,16 +108,26 @@ def _j2k_segments(frame: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     raise ScanTooLarge(f"expected a JPEG 2000 codestream of at most {_MAX_J2K_MARKERS:,} markers, got more")
 
 
-def _check_blocks(style: bytes, *, has_precincts: bool) -> None:
-    """Hold the sizes of code blocks and precincts against the limit (T.800, A.6.1): SPcod from its first byte."""
-    exponents = [style[1] + 2, style[2] + 2]
-    if has_precincts:
-        levels = style[0] + 1
-        exponents += [side for both in style[5 : 5 + levels] for side in (both & 0xF, both >> 4)]
-    if 2 ** min(exponents) < MIN_J2K_BLOCK_PX:
-        raise UnsupportedScan(
-            f"expected JPEG 2000 in blocks of at least {MIN_J2K_BLOCK_PX} pixels, got {2 ** min(exponents)} pixels"
-        )
+def _j2k_blocks(said: bytes, size_hw: tuple[int, int], *, has_precincts: bool) -> int:
+    """Code blocks and precincts of a component, to within rounding (T.800, A.6.1 and B.6 to B.7).
+
+    Args:
+        said: SPcod or SPcoc: decomposition levels, exponents of a code block's width and height less two, two bytes of
+            other things, and with `has_precincts` the exponents of a precinct's, a byte for each resolution.
+        size_hw: Of the image.
+        has_precincts: Whether there are such; else a precinct is as large as can be.
+    """
+    levels = said[0]
+    total = 0
+    for resolution in range(levels + 1):
+        both = said[5 + resolution] if has_precincts else 0xFF
+        exponents = both >> 4, both & 0xF
+        # A code block lies within a precinct of a subband, which is half as large as that of the resolution.
+        inner = (min(said[2 - axis] + 2, max(exponents[axis] - (resolution > 0), 0)) for axis in (0, 1))
+        sides = [-(-side >> (levels - resolution)) for side in size_hw]
+        for block in (exponents, tuple(inner)):
+            total += (-(-sides[0] >> block[0])) * (-(-sides[1] >> block[1]))
+    return total
 
 
 def _check_rle(frame: bytes, expected_bytes: int) -> None:

@@ -37,8 +37,9 @@ MAX_RLE_CODES: Final = 8 * 2**20
 MAX_J2K_BYTES: Final = 32 * 2**20
 """Most bytes of a DICOM frame in JPEG 2000, of which ten million or so are decoded a second."""
 
-MIN_J2K_BLOCK_PX: Final = 16
-"""Shortest side of code blocks and precincts in JPEG 2000, 32 or 64 in practice: the decoder keeps a record of each."""
+MAX_J2K_BLOCKS: Final = 512 * 2**10
+"""Most code blocks and precincts of it, of which the decoder keeps a quarter of a kB each. Blocks are 64 x 64 pixels as
+a rule, which makes 25,000 of the largest image in colour."""
 
 MAX_STUDY_FILES: Final = 5_000
 """Most files of a study."""

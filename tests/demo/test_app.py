@@ -17,7 +17,7 @@ from demo.case import View, read_case
 from demo.examples import draw_examples
 from demo.watch import Health, ServerWatch
 from serving import phantom, pipeline
-from serving.errors import InferenceFailed, RequestError, ServerUnreachable, UnreadableScan
+from serving.errors import InferenceFailed, RequestError, ServerBusy, ServerUnreachable, UnreadableScan
 from serving.labels import STREAM_NAMES, Modality
 from serving.results import CaseReport, build_report
 from serving.scans import Scan, decode
@@ -144,6 +144,7 @@ def test_messages_are_escaped() -> None:
         (UnreadableScan("x"), "This file can not be read as a scan"),
         (RequestError("x"), "These settings do not fit"),
         (InferenceFailed("x"), "The server did not answer"),
+        (ServerBusy("x"), "The server is busy"),
     ],
 )
 def test_an_alert_says_whose_fault_it_is(error: Exception, title: str) -> None:

@@ -486,9 +486,58 @@ def jpeg_2000_at_the_limit() -> bytes:
     return _j2k_file(_j2k_sized(_j2k(), *LARGEST), *LARGEST)
 
 
+@bomb("JPEG 2000 at the limit in three colours of 16 bits, in some of the smallest blocks that pass")
+def jpeg_2000_at_the_limit_in_colour() -> bytes:
+    stream = io.BytesIO()
+    options = {"codeblock_size": (32, 16)}
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stream, "JPEG2000", no_jp2=True, **options)
+    codestream = bytearray(_j2k_sized(stream.getvalue(), *LARGEST))
+    at = codestream.index(b"\xff\x51") + 40
+    for component in range(3):
+        codestream[at + 3 * component] = 15
+    parts = image_elements(*LARGEST, bits=16, samples=3, photometric="RGB")
+    return dicom_file([*parts, encapsulated([bytes(codestream)])], JPEG2000Lossless)
+
+
+@bomb("RLE at the limit in three colours of 16 bits")
+def dicom_of_run_lengths_at_the_limit_in_colour() -> bytes:
+    height, width = LARGEST
+    runs, rest = divmod(height * width, 128)
+    segments = 6
+    segment = b"\x81\0" * runs + bytes([257 - rest, 0])
+    offsets = [64 + i * len(segment) for i in range(segments)]
+    frame = struct.pack("<16I", segments, *offsets, *[0] * (15 - segments)) + segment * segments
+    parts = image_elements(height, width, bits=16, samples=3, photometric="RGB")
+    return dicom_file([*parts, encapsulated([frame])], RLELossless)
+
+
+@bomb("lossless JPEG at the limit in three colours of 16 bits, over few bytes")
+def lossless_jpeg_at_the_limit_in_colour() -> bytes:
+    height, width = LARGEST
+    components = b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
+    frame = jpeg_segment(0xC3, struct.pack(">BHHB", 16, height, width, 3) + components)
+    table = jpeg_segment(0xC4, bytes([0, 1, *[0] * 15, 0]))
+    scan = jpeg_segment(0xDA, b"\x03" + b"".join(bytes([i, 0]) for i in (1, 2, 3)) + b"\x01\0\0")
+    data = b"\xff\xd8" + frame + table + scan + bytes(64) + b"\xff\xd9"
+    parts = image_elements(height, width, bits=16, samples=3, photometric="RGB")
+    return dicom_file([*parts, encapsulated([data])], JPEGLosslessSV1)
+
+
+@bomb("a radiograph at the limit in 16 bits through tables of values")
+def dicom_at_the_limit_through_tables() -> bytes:
+    height, width = LARGEST[0] - 30, LARGEST[1]
+
+    def table(number: int) -> bytes:
+        parts = us(0x00283002, 0, 0, 16), element(0x00283006, "OW", bytes(131_072))
+        return element(number, "SQ", implicit(ITEM, b"".join(parts)))
+
+    whole = image_elements(height, width, bits=16)
+    return dicom_file([*whole, table(0x00283000), table(0x00283010), pixels(bytes(height * width * 2), "OW")])
+
+
 @bomb("JPEG 2000 at the limit in precincts of one pixel")
 def jpeg_2000_of_tiny_precincts() -> bytes:
-    codestream = _j2k_sized(_j2k(precinct_size=(32, 32), codeblock_size=(32, 32)), *LARGEST)
+    codestream = _j2k_sized(_j2k(precinct_size=(128, 128)), *LARGEST)
     at = codestream.index(b"\xff\x52")
     length = int.from_bytes(codestream[at + 2 : at + 4], "big")
     precincts = at + 4 + 10
