@@ -50,6 +50,9 @@ def check_png_chunks(data: bytes) -> None:
     """
     at = len(PNG_MAGIC)
     for _ in range(MAX_PNG_CHUNKS):
+        # What follows the end is no chunk, and nobody's.
+        if data[at + 4 : at + 8] == b"IEND":
+            return
         # Length, kind and checksum around the data.
         at += 12 + int.from_bytes(data[at : at + 4], "big")
         if at >= len(data):
