@@ -102,7 +102,7 @@ def test_the_keyboard_alone_uploads_and_reads_a_scan(toy_page: Page) -> None:
     tab_to(toy_page, "#scan")
     # On a busy machine the press may be too old for the browser by the time the page acts on it: press again, then.
     opened: list[FileChooser] = []
-    toy_page.on("filechooser", opened.append)
+    toy_page.on("filechooser", lambda chooser: opened.append(chooser))
     for _ in range(10):
         keys.press("Enter")
         toy_page.wait_for_timeout(500)
