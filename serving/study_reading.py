@@ -35,6 +35,7 @@ from serving.volumes import Volume
 
 # Slices are packed for a socket on this machine or the next: speed counts, bytes hardly do.
 _PNG_LEVEL = 1
+_NOT_A_CHEST = "this may be no study of the chest, and what follows is not to be trusted"
 
 
 class StudyReading:
@@ -67,6 +68,7 @@ class StudyReading:
         self._ran: set[str] = set()
         self._tallies: list[tuple[Tally, Tally]] = []
         self._models: dict[str, str] = {}
+        self._doubted: set[int] = set()
         self._slices: list[SliceReading] = []
         self._latency_ms = 0.0
         self._lungs: Lungs | None = None
@@ -116,7 +118,7 @@ class StudyReading:
         return StudyReport(
             shape=self.volume.shape,
             spacing_mm=self.volume.spacing_mm,
-            problems=self.volume.problems,
+            problems=(*self._doubts(), *self.volume.problems),
             slices=tuple(self._slices),
             masks={stream: mask.copy() if stream in self._ran else None for stream, mask in self._masks.items()},
             burden=self._burden(),
@@ -155,9 +157,22 @@ class StudyReading:
         bare.add(lungs, dict.fromkeys(MANIFESTATION_NAMES, empty), self.volume.voxel_ml(index))
         self._tallies.append((marked, bare))
         self._models.update(report.models)
+        if report.doubts:
+            self._doubted.add(index)
         one = SliceReading.of(index, report, int(np.count_nonzero(lungs)))
         self._slices.append(one)
         return one
+
+    def _doubts(self) -> tuple[str, ...]:
+        if not any(one.lung_px for one in self._slices):
+            return (f"no lung was found in any slice: {_NOT_A_CHEST}",)
+        counted = {one.index for one in those_that_count(self._slices)}
+        odd = len(counted & self._doubted)
+        if 2 * odd <= len(counted):
+            return ()
+        return (
+            f"{odd:,} of {len(counted):,} slices that show lung do not look like slices of a chest: {_NOT_A_CHEST}",
+        )
 
     def _burden(self) -> Burden:
         counted = {one.index for one in those_that_count(self._slices)}

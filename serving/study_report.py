@@ -80,7 +80,8 @@ class StudyReport:
     Attributes:
         shape: Slices, rows, columns of the volume.
         spacing_mm: As `serving.volumes.Volume.spacing_mm`.
-        problems: What whoever reads the study should know of it, in words that name nobody.
+        problems: What whoever reads the study should know of it, in words that name nobody; first, whether it may be no
+            study of the chest.
         slices: Of those that were read, in their order: all of them, unless the reading was stopped.
         masks: By stream, in axial order, at the slices' own size; None where the stream ran on no slice.
         burden: Of what was read; see above.

@@ -292,3 +292,15 @@ def test_memory_does_not_grow_with_the_study(client: PipelineClient) -> None:
     peak(4)
     # Unpacked, masks of 16 more slices would be 4 MiB.
     assert peak(24) - peak(8) < 2**20
+
+
+def test_what_may_be_no_study_of_the_chest_is_said_first(client: PipelineClient) -> None:
+    affine = affine_ras((0, 1, 2), (1, -1, 1), (0.8, 0.7, 5.0))
+    tissue = np.full((SIDE, SIDE, 3), -1000, np.int16)
+    tissue[10:-10, 20:-20] = 40
+    said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
+    assert said[0].startswith("no lung was found in any slice: this may be no study of the chest")
+    # Two pipes of air in a block: airy like lungs, and no chest.
+    tissue[24:40, 36:-36] = tissue[-40:-24, 36:-36] = -850
+    said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
+    assert said[0].startswith("3 of 3 slices that show lung do not look like slices of a chest")
