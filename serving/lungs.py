@@ -132,6 +132,25 @@ def lungs_of_grey(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     return labels
 
 
+def body_of(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The body in an axial slice: the largest bright piece and all that it encloses; not the table, not the air around.
+
+    Args:
+        pixels: Grey for display: air is dark.
+
+    Raises:
+        GeometryError: If `pixels` is not uint8 of two axes.
+    """
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise GeometryError(f"expected pixels of uint8[h, w], got {pixels.dtype}{list(pixels.shape)}")
+    _, bright = cv2.threshold(cv2.GaussianBlur(pixels, (3, 3), 0), 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
+    if count < 2:
+        return np.zeros(pixels.shape, bool)
+    largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
+    return np.asarray(ndimage.binary_fill_holes(labels == largest), dtype=bool)
+
+
 def _coarse_hu(volume: Volume, per_coarse: int) -> Float32[np.ndarray, "cn ch cw"]:
     count, height, width = volume.shape
     factor = max(1.0, max(height, width) / _COARSE_PX)

@@ -27,7 +27,7 @@ from serving import pipeline
 from serving.burden import Burden, Tally
 from serving.client import PipelineClient
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
-from serving.lungs import Lungs, find_lungs, lungs_of_grey
+from serving.lungs import Lungs, body_of, find_lungs, lungs_of_grey
 from serving.mask_stacks import MaskStack
 from serving.results import CaseReport, resolve_thresholds
 from serving.study_report import SliceReading, StudyReport, those_that_count
@@ -150,7 +150,12 @@ class StudyReading:
                 self._ran.add(stream)
                 self._masks[stream].put(index, mask)
         lungs = self.lungs_of(index)
-        found = {name: empty if (mask := report.masks[name]) is None else mask for name in MANIFESTATION_NAMES}
+        # Where nobody is, nothing counts, whatever was marked.
+        inside = body_of(self.volume.slice_scan(index).pixels) | (lungs != 0)
+        found = {
+            name: empty if (mask := report.masks[name]) is None else np.where(inside, mask, 0)
+            for name in MANIFESTATION_NAMES
+        }
         # With what is marked, and without: whether the slice counts is known when all are read.
         marked, bare = Tally(), Tally()
         marked.add(lungs, found, self.volume.voxel_ml(index))

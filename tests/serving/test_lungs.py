@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.errors import GeometryError, UnsupportedScan
-from serving.lungs import LEFT, RIGHT, find_lungs, lungs_of_grey
+from serving.lungs import LEFT, RIGHT, body_of, find_lungs, lungs_of_grey
 from serving.phantom import ct_slice
 from serving.studies import open_volume
 from serving.volumes import Layout, Volume
@@ -153,3 +153,18 @@ def test_the_lungs_of_a_real_thorax_have_the_size_of_lungs() -> None:
         assert 1000 < np.count_nonzero(labels == side) * ml.item() < 3500
     columns = [np.nonzero(labels == side)[2].mean() for side in (RIGHT, LEFT)]
     assert columns[0] < 128 < columns[1]
+
+
+def test_the_body_is_what_encloses_the_lungs_and_not_the_table() -> None:
+    pixels = np.full((200, 256), 20, np.uint8)
+    rows, columns = np.mgrid[:200, :256]
+    body = ((rows - 90) / 70) ** 2 + ((columns - 128) / 100) ** 2 <= 1
+    pixels[body] = 230
+    pixels[((rows - 90) / 40) ** 2 + ((columns - 85) / 25) ** 2 <= 1] = 40
+    pixels[180:184, 40:216] = 200
+    found = body_of(pixels)
+    assert (found ^ body).sum() <= 0.01 * body.sum()
+    assert not found[175:].any()
+    assert not body_of(np.zeros((64, 64), np.uint8)).any()
+    with pytest.raises(GeometryError, match="expected pixels of uint8"):
+        body_of(pixels.astype(np.float32))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from serving.client import PipelineClient
 from serving.dicom_pixels import LUNG_LEVEL_HU, LUNG_WIDTH_HU
 from serving.errors import RequestError, ServerMismatch, ServerUnreachable, UnreadableScan
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
-from serving.lungs import LEFT, RIGHT, find_lungs, lungs_of_grey
+from serving.lungs import LEFT, RIGHT, body_of, find_lungs, lungs_of_grey
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
 from serving.studies import open_volume
@@ -106,8 +106,9 @@ class TestAnswers:
         counts = np.zeros((SLICES, 1, 1), bool)
         counts[[one.index for one in whole.counted]] = True
         assert any((mask & ~counts).any() for mask in masks.values())
-        masks = {name: mask & counts for name, mask in masks.items()}
         lungs = np.stack(list(find_lungs(volume).slices()))
+        body = np.stack([body_of(volume.slice_scan(i).pixels) for i in range(SLICES)]) | (lungs > 0)
+        masks = {name: mask & counts & body for name, mask in masks.items()}
         assert {RIGHT, LEFT} < set(np.unique(lungs))
         tissue = (lungs > 0) | masks["ground_glass"] | masks["consolidation"]
         voxel_ml = 0.8 * 0.7 * 5.0 / 1000
@@ -154,8 +155,10 @@ class TestGates:
         assert report.masks["consolidation"] is None
         assert report.area_fraction["consolidation"] is None
         assert report.burden.found["consolidation"]["both"].pixels == 0
+        lungs = np.stack(list(find_lungs(volume).slices()))
+        inside = np.stack([body_of(volume.slice_scan(i).pixels) for i in range(SLICES)]) | (lungs > 0)
         counted = [one.index for one in report.counted]
-        assert report.burden.found[name]["both"].pixels == mask.array()[counted].sum()
+        assert report.burden.found[name]["both"].pixels == (mask.array() * inside)[counted].sum()
 
     def test_an_unknown_threshold_is_refused_before_anything_is_read(
         self, client: PipelineClient, volume: Volume
