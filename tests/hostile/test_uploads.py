@@ -38,8 +38,8 @@ for path in map(Path, json.loads(sys.stdin.read())):
     started_s = time.perf_counter()
     try:
         said = client.predict(handle_file(path), "auto", 0.45, 0, 0, 0, 0, api_name="/read")
-        alert = said[-1]["value"] if isinstance(said[-1], dict) else said[-1]
-        says = {"alert": alert or ""}
+        shown = [one.get("value") if isinstance(one, dict) else one for one in said]
+        says = {"alert": next((one for one in shown if isinstance(one, str) and 'class="ls-alert"' in one), "")}
     except Exception as error:
         says = {"failed": f"{type(error).__name__}: {error}"}
     print(json.dumps([path.name, time.perf_counter() - started_s, says]), flush=True)
