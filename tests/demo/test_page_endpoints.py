@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 from demo import about
@@ -17,6 +19,7 @@ from serving import phantom
 from serving.phantom_volume import ct_volume, series_zip_bytes
 from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
+from tests.serving.volume_files import dicom_slice, file_of, zipped
 
 pytestmark = [pytest.mark.triton]
 
@@ -134,3 +137,43 @@ for name in ({PATIENT + ".png"!r}, "words.png"):
     log = (folder / "log").read_text()
     assert PATIENT not in log
     assert "words.png" not in log
+
+
+def test_nothing_of_a_patient_is_in_any_answer_log_metric_or_file_of_ours(
+    page: str, toy_triton: TritonServer, folder: Path, tmp_path: Path
+) -> None:
+    canary = "Canary-4711"
+    tags = dict.fromkeys(
+        ("PatientID", "StudyDescription", "SeriesDescription", "InstitutionName", "StationName"), canary
+    )
+    hu = (phantom.ct_slice(size_px=128).pixels * (1500 / 255) - 1350).astype(np.int16)
+    slices = [
+        dicom_slice(hu, (0, 0, 5.0 * k), PatientName=f"{canary}^Erika", PatientBirthDate="19700101", **tags)
+        for k in range(3)
+    ]
+    sent = {"slice.dcm": file_of(slices[0]), "study.zip": zipped(slices), "torn.dcm": file_of(slices[0])[:-999]}
+    for name, data in sent.items():
+        assert canary.encode() in data or name.endswith(".zip")
+        (tmp_path / name).write_bytes(data)
+    program = f"""
+from gradio_client import Client, handle_file
+page = Client({page!r}, verbose=False)
+gates = (0, 0, 0, 0)
+print(page.predict(handle_file("slice.dcm"), "auto", *gates, api_name="/predict"))
+print(page.predict(handle_file("torn.dcm"), "auto", *gates, api_name="/predict"))
+print(page.predict([handle_file("study.zip")], None, *gates, api_name="/predict_volume"))
+print(page.predict([handle_file("slice.dcm"), handle_file("torn.dcm")], *gates, api_name="/predict_folder"))
+print(page.predict(handle_file("slice.dcm"), "auto", 0.45, *gates, api_name="/read"))
+"""
+    answers = run(program, tmp_path)
+    assert "covid19" in answers
+    with urlopen(f"http://{toy_triton.metrics_url}/metrics", timeout=30) as metrics:
+        told = {"answers": answers, "metrics": metrics.read().decode(), "Triton's log": toy_triton.log_path.read_text()}
+    told["the page's log"] = (folder / "log").read_text()
+    for path in folder.rglob("*"):
+        # What was uploaded is kept as it came, in the private folder, for an hour.
+        if path.is_file() and path.name not in sent:
+            told[str(path)] = path.read_bytes().decode("latin-1") + path.name
+    for where, text in told.items():
+        for word in (canary, "Erika", "19700101"):
+            assert word not in text, where
