@@ -138,7 +138,7 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Whether it answers, and every model of its repository is ready. Never raises."""
-        return self.is_alive() and _is_ready(self.config.host, self.config.http_port)
+        return self.is_alive() and _answers_ready(self.config.http_port)
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
         """Start the server and wait until every model is ready.
@@ -198,7 +198,7 @@ class TritonServer:
         while time.monotonic() < deadline:
             if not self.is_alive():
                 raise ServerStartError(f"Triton ended while starting: {last_word(self.log_path)}")
-            if _is_ready(LOOPBACK, self.config.http_port):
+            if self.is_ready():
                 return
             time.sleep(0.1)
         raise ServerStartError(
@@ -247,9 +247,10 @@ def _with_free_ports(config: ServerConfig) -> ServerConfig:
     return replace(config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _answers_ready(http_port: int) -> bool:
+    # HTTP is on loopback whatever gRPC binds to.
     # Plain http.client: urllib would ask a proxy of the environment for loopback.
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+    connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=5)
     try:
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == http.client.OK

@@ -122,3 +122,13 @@ def _binds(thief: socket.socket, host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_server_whose_grpc_is_elsewhere_is_ready_too(toy_repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_repository / MODEL, tmp_path / "small" / MODEL)
+    config = ServerConfig(tmp_path / "small", grpc_port=0, http_port=0, metrics_port=0, host="127.0.0.2")
+    server = TritonServer(config)
+    assert not server.is_ready()
+    with server:
+        assert server.grpc_url.startswith("127.0.0.2:")
+        assert server.is_ready()
