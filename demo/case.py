@@ -16,9 +16,9 @@ from serving import scans, windows
 from serving.activation import ActivationMaps, render_heat, restore_map
 from serving.client import PipelineClient
 from serving.dicom_volumes import DicomVoxels
-from serving.errors import ScanError, ScanTooLarge
+from serving.errors import ScanError
 from serving.labels import STREAMS, RequestedModality
-from serving.limits import MAX_FILE_BYTES
+from serving.limits import check_file_size
 from serving.mask_stacks import MaskStack
 from serving.overlay import fit, render, stream_layer
 from serving.results import CaseReport
@@ -102,9 +102,7 @@ def read_file(path: Path) -> bytes:
         UploadGone: If it is not kept any more.
     """
     (path,) = kept([path])
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
+    check_file_size(path)
     return path.read_bytes()
 
 

@@ -9,22 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from demo.panels import error_json
 from serving.archives import ZIP_MAGICS
 from serving.client import PipelineClient
 from serving.errors import GeometryError, InferenceFailed, LungstreamsError, RequestError, ScanError, ScanTooLarge
+from serving.exports.tables import Cell, harmless
 from serving.labels import DIAGNOSES, DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
-from serving.limits import MAX_FILE_BYTES
+from serving.limits import check_file_size
 from serving.nifti import HEAD_BYTES, is_nifti
 from serving.results import CaseReport
 from serving.studies import open_volume
 from serving.study_reading import StudyReading
 from serving.study_report import StudyReport
 from serving.tls import ClientTls
-
-_FIRST_CHARACTERS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,8 @@ def columns() -> list[str]:
     return ["number", "file", "modality", *DIAGNOSIS_NAMES, *MANIFESTATION_NAMES, *areas, "error", "message"]
 
 
-def _record(row: Row) -> dict[str, object]:
-    record: dict[str, object] = {"number": row.number, "file": row.name}
+def _record(row: Row) -> dict[str, Cell]:
+    record: dict[str, Cell] = {"number": row.number, "file": row.name}
     if "error" in row.said:
         return {**record, "error": row.said["error"]["type"], "message": row.said["error"]["message"]}
     areas = {f"area_{stream}": area for stream, area in row.said["area_fraction"].items()}
@@ -124,10 +123,8 @@ def _record(row: Row) -> dict[str, object]:
     return {**record, "modality": modality, **row.said["diagnosis"], **row.said["manifestations"], **areas}
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, str) and value.startswith(_FIRST_CHARACTERS):
-        return f"'{value}"
-    return f"{value:.6f}" if isinstance(value, float) else value
+def _plain(value: Cell) -> Cell:
+    return f"{value:.6f}" if isinstance(value, float) else harmless(value)
 
 
 def _row(row: Row) -> str:
@@ -175,9 +172,10 @@ def _is_study(path: Path) -> bool:
 
 
 def _of_file(path: Path) -> LungstreamsError | None:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        return ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
+    try:
+        check_file_size(path)
+    except ScanTooLarge as error:
+        return error
     return None
 
 

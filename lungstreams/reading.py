@@ -16,9 +16,9 @@ from serving import exports
 from serving.activation import CAUTION
 from serving.client import PipelineClient
 from serving.dicom_volumes import series_volume
-from serving.errors import CanNotExport, GeometryError, InferenceFailed, RequestError, ScanError, ScanTooLarge
+from serving.errors import CanNotExport, GeometryError, InferenceFailed, RequestError, ScanError
 from serving.labels import STREAM_NAMES, RequestedModality
-from serving.limits import MAX_FILE_BYTES
+from serving.limits import check_file_size
 from serving.nifti import HEAD_BYTES, is_nifti
 from serving.results import CaseReport
 from serving.scans import decode
@@ -222,9 +222,7 @@ def _refusals(case: exports.Case, kinds: Sequence[str]) -> dict[str, str]:
 
 def _read(path: Path) -> bytes:
     # Held against the limit before reading: nobody wants a disk image in memory to be told that it is too large.
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
+    check_file_size(path)
     return path.read_bytes()
 
 

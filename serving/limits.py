@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from serving.errors import LungstreamsError, ScanTooLarge, ScanTooSmall, UnreadableScan
@@ -82,6 +83,18 @@ MAX_GZIP_MEMBERS: Final = 65_536
 """Most members of a gzip. Block-gzipped files have one for each 64 KiB."""
 
 _quiet = threading.Lock()
+
+
+def check_file_size(path: Path) -> None:
+    """Hold a file's size on disk against the limit, before anything of it is read.
+
+    Raises:
+        ScanTooLarge: If it has more than `MAX_FILE_BYTES`.
+        OSError: If it is not there.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ScanTooLarge(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, got {size:,} bytes")
 
 
 def check_file_bytes(data: bytes) -> None:

@@ -37,6 +37,9 @@ from serving.volumes import Volume
 _PNG_LEVEL = 1
 _NOT_A_CHEST = "this may be no study of the chest, and what follows is not to be trusted"
 
+_Sent = tuple[int, UInt8[np.ndarray, "h w"], Future[CaseReport]]
+"""Which slice, its pixels as they were sent, and its report to come."""
+
 
 class StudyReading:
     """Reads a volume once. An iterator over its slices, from the feet to the head, in order.
@@ -63,7 +66,7 @@ class StudyReading:
         self._client = client
         self._thresholds = resolve_thresholds(thresholds)
         self._in_flight = max(1, in_flight)
-        self._waiting: deque[tuple[int, Future[CaseReport]]] = deque()
+        self._waiting: deque[_Sent] = deque()
         self._masks = {stream: MaskStack(volume.shape) for stream in STREAM_NAMES}
         self._ran: set[str] = set()
         self._tallies: list[tuple[Tally, Tally]] = []
@@ -96,9 +99,9 @@ class StudyReading:
             # Counted anew each time: another loop over the same reading may have gone on in between.
             while (index := len(self._slices)) < len(self):
                 for ahead in range(index + len(self._waiting), min(index + self._in_flight, len(self))):
-                    self._waiting.append((ahead, self._send(ahead)))
-                read, future = self._waiting.popleft()
-                one = self._take(read, future.result())
+                    self._waiting.append(self._send(ahead))
+                read, pixels, future = self._waiting.popleft()
+                one = self._take(read, pixels, future.result())
                 self._latency_ms = 1000 * (time.monotonic() - started_s)
                 yield one
         finally:
@@ -107,7 +110,7 @@ class StudyReading:
     def stop(self) -> None:
         """Give up what is under way."""
         while self._waiting:
-            self._waiting.pop()[1].cancel()
+            self._waiting.pop()[-1].cancel()
 
     def report(self) -> StudyReport:
         """What is known of the slices that were read; it stays as it is when the reading goes on.
@@ -138,12 +141,12 @@ class StudyReading:
             return self._lungs.slice(index)
         return lungs_of_grey(self.volume.slice_scan(index).pixels)
 
-    def _send(self, index: int) -> Future[CaseReport]:
+    def _send(self, index: int) -> _Sent:
         pixels = self.volume.slice_scan(index).pixels
         _, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
-        return self._client.submit(packed.tobytes(), "ct", self._thresholds)
+        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds)
 
-    def _take(self, index: int, report: CaseReport) -> SliceReading:
+    def _take(self, index: int, pixels: UInt8[np.ndarray, "h w"], report: CaseReport) -> SliceReading:
         empty = np.zeros(self.volume.shape[1:], np.uint8)
         for stream, mask in report.masks.items():
             if mask is not None:
@@ -151,7 +154,7 @@ class StudyReading:
                 self._masks[stream].put(index, mask)
         lungs = self.lungs_of(index)
         # Where nobody is, nothing counts, whatever was marked.
-        inside = body_of(self.volume.slice_scan(index).pixels) | (lungs != 0)
+        inside = body_of(pixels) | (lungs != 0)
         found = {
             name: empty if (mask := report.masks[name]) is None else np.where(inside, mask, 0)
             for name in MANIFESTATION_NAMES

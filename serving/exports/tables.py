@@ -123,11 +123,11 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Cell]
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
-        writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
     return path
 
 
-def _harmless(value: Cell) -> Cell:
+def harmless(value: Cell) -> Cell:
     """A text that no spreadsheet takes for a formula (OWASP, "CSV Injection"): such a one gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
