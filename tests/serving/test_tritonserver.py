@@ -153,7 +153,7 @@ def test_two_servers_share_nothing(small_repository: Path, toy_triton: TritonSer
         assert len(urls) == 4
         assert server.log_path != toy_triton.log_path
     assert toy_triton.is_alive()
-    assert tritonserver._is_ready("127.0.0.1", toy_triton.config.http_port)
+    assert toy_triton.is_ready()
 
 
 @pytest.mark.parametrize("protocol", ["gRPC", "HTTP", "metrics"])
