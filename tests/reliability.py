@@ -27,6 +27,9 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 ROWS: Final = ROOT / "reports" / "reliability"
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 
+IS_LONG: Final = os.environ.get("LUNGSTREAMS_LONG_TESTS") == "1"
+"""`make reliability` says so: tests send as much as they promise, and not only what the suite has time for."""
+
 _HEAD: Final = """# Reliability
 
 Written by the tests themselves (`make reliability`): every row is what a test counted while it ran, and each of these

@@ -16,9 +16,9 @@ from tests.hostile.mutations import mutant
 from tests.hostile.probe import Outcome, probe
 from tests.hostile.seeds import seeds
 from tests.hostile.workers import file_named, outcomes
-from tests.reliability import Row, record
+from tests.reliability import IS_LONG, Row, record
 
-MUTATIONS = 2_000
+MUTATIONS = 10_000 if IS_LONG else 1_000
 
 
 def judged(what: str, names: Iterable[str]) -> tuple[Row, list[str]]:
@@ -41,6 +41,7 @@ def test_mutations_are_the_same_everywhere_and_differ_from_each_other() -> None:
 
 
 @pytest.mark.reliability
+@pytest.mark.timeout(1800 if IS_LONG else 300)
 def test_mutations_are_read_or_refused_within_bounds() -> None:
     row, faults = judged("mutations, each in a process (memory: of one)", map(str, range(MUTATIONS)))
     assert faults == []

@@ -20,11 +20,11 @@ from serving.limits import MAX_FILE_BYTES
 from serving.tritonserver import TritonServer
 from tests.hostile.bombs import BOMBS
 from tests.hostile.mutations import mutant
-from tests.reliability import Tally, record
+from tests.reliability import IS_LONG, Tally, record
 
 pytestmark = [pytest.mark.triton, pytest.mark.reliability]
 
-MUTATIONS = 500
+MUTATIONS = 10_000 if IS_LONG else 500
 # Others than those that tests/hostile/test_reading.py begins with.
 FIRST_MUTATION = 50_000
 GOOD = phantom.png_bytes(phantom.ct_slice(3, 256).pixels)
@@ -76,6 +76,7 @@ def send(client: grpc.InferenceServerClient, scans: Iterable[bytes], tally: Tall
             pass
 
 
+@pytest.mark.timeout(1800 if IS_LONG else 300)
 def test_mutations_are_answered_or_refused(client: grpc.InferenceServerClient, toy_triton: TritonServer) -> None:
     tally, before = Tally(), diagnoses(client, [GOOD])
     with Sampler(toy_triton.pid) as memory:
