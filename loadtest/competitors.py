@@ -20,6 +20,7 @@ from loadtest.cases import LoadCase
 from loadtest.networks import follow
 from loadtest.raw import NETWORKS
 from loadtest.wire import Answer
+from serving.arithmetic import exact
 from serving.errors import MissingPackage, RequestError
 from serving.pipeline import IMAGE, MASK
 
@@ -188,7 +189,7 @@ class OnnxRuntimeInProcess(_InProcess):
     """
 
     way = "ONNX Runtime"
-    how = "default session options, so a thread for each core, which spin while they wait"
+    how = "default session options but for exact int8, so a thread for each core, which spin while they wait"
 
     def __init__(self, precision: Precision, networks: Mapping[str, Path]) -> None:
         super().__init__(precision)
@@ -197,7 +198,8 @@ class OnnxRuntimeInProcess(_InProcess):
     def start(self) -> None:
         """Opens a session for each network."""
         for model, path in self._networks.items():
-            self._calls[model] = _onnx_call(ort.InferenceSession(path, providers=["CPUExecutionProvider"]))
+            session = ort.InferenceSession(path, exact(ort.SessionOptions()), providers=["CPUExecutionProvider"])
+            self._calls[model] = _onnx_call(session)
 
 
 def _onnx_call(session: Any) -> Callable[[np.ndarray[Any, Any]], Any]:
@@ -226,8 +228,10 @@ class OpenVinoInProcess(_InProcess):
         """Compiles each network for the processor."""
         import openvino  # type: ignore[import-untyped, unused-ignore]
 
+        from serving.backends.onnxruntime.openvino_session import exact_int8
+
         core = openvino.Core()
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        settings = {"PERFORMANCE_HINT": "LATENCY", **exact_int8()}
         if self.precision in self._HINTS:
             # Where the processor has bf16, OpenVINO computes fp32 networks in it unless told otherwise.
             settings["INFERENCE_PRECISION_HINT"] = self._HINTS[self.precision]

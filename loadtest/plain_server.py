@@ -26,6 +26,7 @@ from jaxtyping import UInt8
 from loadtest.cases import CASES
 from loadtest.networks import follow, output_of
 from loadtest.raw import NETWORKS
+from serving.arithmetic import exact
 from serving.errors import RequestError, ScanError
 from serving.labels import Modality
 from serving.pipeline import MASK, THRESHOLD_NAMES
@@ -34,7 +35,9 @@ from serving.pipeline import MASK, THRESHOLD_NAMES
 def create_app(networks: Path) -> FastAPI:
     """The app over a folder with ``<model>.onnx`` for each model, from `loadtest.networks.unpack`."""
     sessions = {
-        step.model: ort.InferenceSession(networks / f"{step.model}.onnx", providers=["CPUExecutionProvider"])
+        step.model: ort.InferenceSession(
+            networks / f"{step.model}.onnx", exact(ort.SessionOptions()), providers=["CPUExecutionProvider"]
+        )
         for step in NETWORKS
     }
     app = FastAPI()

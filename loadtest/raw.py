@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from loadtest.cases import LoadCase
 from loadtest.wire import Answer
+from serving.arithmetic import exact
 from serving.errors import RepositoryError
 from serving.pipeline import GATES, IMAGE, PREPROCESS, REPORT_OUTPUTS, STEPS, Step
 from serving.preprocessing import prepare
@@ -115,7 +116,7 @@ def served_parameters(client: Any) -> dict[str, dict[str, str]]:
 
 
 def session_options(parameters: Mapping[str, str]) -> Any:
-    """Thread settings as `serving.backends.onnxruntime` takes them from a config.
+    """The session settings that `serving.backends.onnxruntime` takes from a config.
 
     That module can be imported inside Triton's stub only; a test holds the two against each other.
 
@@ -125,7 +126,7 @@ def session_options(parameters: Mapping[str, str]) -> Any:
     Returns:
         An `onnxruntime.SessionOptions`.
     """
-    options = ort.SessionOptions()
+    options = exact(ort.SessionOptions())
     threads = int(parameters.get("intra_op_thread_count", 0))
     options.intra_op_num_threads = threads if threads > 0 else len(os.sched_getaffinity(0))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))

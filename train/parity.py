@@ -17,6 +17,7 @@ import onnxruntime as ort
 from jaxtyping import Bool, Num, UInt8
 
 from serving import pipeline
+from serving.arithmetic import exact
 from serving.errors import ExportError, ParityError
 from serving.pipeline import IMAGE, MASK, RECOGNITION, Step, Tensor
 from train.provenance import label_order
@@ -100,7 +101,7 @@ def check_signature(session: ort.InferenceSession, step: Step) -> None:
 
 def open_session(network: onnx.ModelProto | Path) -> ort.InferenceSession:
     """A session on the CPU, on two threads: checks run beside a training."""
-    options = ort.SessionOptions()
+    options = exact(ort.SessionOptions())
     options.intra_op_num_threads = _THREADS
     options.inter_op_num_threads = 1
     source = str(network) if isinstance(network, Path) else network.SerializeToString()

@@ -12,6 +12,7 @@ import pytest
 
 from loadtest import latency, raw
 from loadtest.cases import CASES
+from serving.arithmetic import PRECISE
 from serving.errors import RepositoryError, RequestError
 from serving.pipeline import STEPS
 from serving.tritonserver import TritonServer
@@ -95,8 +96,9 @@ def test_raw_sessions_have_the_servers_thread_settings(twin: Any, parameters: di
     servers = twin.session_options(config, {})
     for name in ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "graph_optimization_level"):
         assert getattr(ours, name) == getattr(servers, name), name
-    expected = twin.spinning(ort.__version__)
+    expected = {**twin.spinning(ort.__version__), **PRECISE}
     assert expected
     for key, value in expected.items():
         assert ours.get_session_config_entry(key) == servers.get_session_config_entry(key) == value
-    assert raw.SPINNING == expected
+    assert raw.SPINNING == twin.spinning(ort.__version__)
+    assert twin.PRECISE == PRECISE

@@ -38,6 +38,9 @@ LIMITS_SPINNING_SINCE: Final = (1, 32)
 """The release of ONNX Runtime in which ``spin_duration_us`` was seen to work."""
 
 SPIN_US: Final = 200
+PRECISE: Final = {"session.x64quantprecision": "1"}
+"""Of `serving.arithmetic`: without it, int8 saturates on processors that have no VNNI."""
+
 OPENVINO: Final = "openvino"
 DEFAULT_FILE_NAME: Final = "model.onnx"
 
@@ -121,7 +124,7 @@ def default_threads(environment: Mapping[str, str], model: str = "") -> int:
 
 
 def session_options(config: Mapping[str, Any], environment: Mapping[str, str]) -> ort.SessionOptions:
-    """What the C++ backend would set for this config, and little spinning.
+    """What the C++ backend would set for this config, little spinning, and int8 without saturation.
 
     Args:
         config: The model's config as Triton hands it over, decoded from JSON.
@@ -151,7 +154,7 @@ def session_options(config: Mapping[str, Any], environment: Mapping[str, str]) -
     for key in ("session.use_device_allocator_for_initializers",):
         if key in parameters:
             options.add_session_config_entry(key, parameters[key])
-    for key, value in spinning(ort.__version__).items():
+    for key, value in {**spinning(ort.__version__), **PRECISE}.items():
         options.add_session_config_entry(key, value)
     return options
 

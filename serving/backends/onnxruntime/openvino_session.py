@@ -29,6 +29,26 @@ _TYPES: Final[Mapping[str, str]] = {
 }
 
 
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+
+
+def exact_int8(cpu_info: Path = _CPU_INFO) -> dict[str, str]:
+    """Settings without which int8 saturates on x86 processors that have no VNNI, see `serving.arithmetic`.
+
+    Args:
+        cpu_info: As Linux writes it.
+
+    Returns:
+        Nothing where int8 is exact; otherwise that networks are computed in fp32, rounded as int8 would be.
+    """
+    try:
+        flags = next((line for line in cpu_info.read_text().splitlines() if line.startswith("flags")), "").split()
+    except OSError:
+        return {}
+    # Only x86 has a line of that name.
+    return {"LP_TRANSFORMS_MODE": "NO"} if flags and not {"avx512_vnni", "avx_vnni"} & set(flags) else {}
+
+
 class Node(NamedTuple):
     """An input or output, as ONNX Runtime describes one: None in a shape is any size."""
 
@@ -54,6 +74,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
             # Otherwise what the file says is fp32 runs in bfloat16 where the CPU has it.
             "INFERENCE_PRECISION_HINT": "f32",
+            **exact_int8(),
         }
         self._network = core.compile_model(core.read_model(path), "CPU", settings)
         self._request = self._network.create_infer_request()
