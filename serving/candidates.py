@@ -209,7 +209,7 @@ def _hold_against_reference(reference: bytes, answers: Answers, step: Step, wher
     try:
         expected = np.load(io.BytesIO(reference), allow_pickle=False)[_ANSWERS]
     # What numpy raises over a file that is no archive of arrays, or another's.
-    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
         raise ExportError(f"{where}: expected answers in {REFERENCE_NAME}, got: {error}") from error
     _hold(expected, answers, step, f"{where} against its own {REFERENCE_NAME}")
 

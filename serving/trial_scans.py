@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import numpy as np
@@ -17,11 +18,19 @@ PHANTOMS: Final = 3
 
 
 def drawn_scans(step: Step) -> UInt8[np.ndarray, "n 512 512 3"]:
-    """Preprocessed phantoms of the kinds that a step sees."""
+    """Preprocessed phantoms of the kinds that a step sees. Drawn once; not to be written to."""
+    scans: UInt8[np.ndarray, "n 512 512 3"] = _drawn(xrays=step == RECOGNITION)
+    return scans
+
+
+@functools.cache
+def _drawn(*, xrays: bool) -> UInt8[np.ndarray, "n 512 512 3"]:
     files = [(phantom.png_bytes(phantom.ct_slice(seed=seed).pixels), "ct") for seed in range(PHANTOMS)]
-    if step == RECOGNITION:
+    if xrays:
         files += [(phantom.png_bytes(chest_xray(seed=seed)), "xray") for seed in range(PHANTOMS)]
-    return np.stack([prepare(data, modality, [0.0] * len(THRESHOLD_NAMES))[0] for data, modality in files])
+    images = np.stack([prepare(data, modality, [0.0] * len(THRESHOLD_NAMES))[0] for data, modality in files])
+    images.setflags(write=False)
+    return images
 
 
 def gate_inputs(step: Step, opened: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
