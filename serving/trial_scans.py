@@ -28,7 +28,9 @@ def _drawn(*, xrays: bool) -> UInt8[np.ndarray, "n 512 512 3"]:
     files = [(phantom.png_bytes(phantom.ct_slice(seed=seed).pixels), "ct") for seed in range(PHANTOMS)]
     if xrays:
         files += [(phantom.png_bytes(chest_xray(seed=seed)), "xray") for seed in range(PHANTOMS)]
-    images = np.stack([prepare(data, modality, [0.0] * len(THRESHOLD_NAMES))[0] for data, modality in files])
+    images: UInt8[np.ndarray, "n 512 512 3"] = np.stack(
+        [prepare(data, modality, [0.0] * len(THRESHOLD_NAMES))[0] for data, modality in files]
+    )
     images.setflags(write=False)
     return images
 
