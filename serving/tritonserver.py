@@ -72,6 +72,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _check_access(self)
+        _check_model_control(self)
         if self.threads is not None and self.threads < 1:
             raise ServerStartError(f"expected at least 1 thread, got {self.threads}")
         if self.accelerator not in (None, "openvino"):
@@ -222,12 +223,22 @@ def _check_access(config: ServerConfig) -> None:
         raise ServerStartError(f"expected TLS for gRPC at {address}, which other machines reach, got no certificate")
     if config.admin_key is not None and not re.fullmatch(r"[\w-]{16,}", config.admin_key, re.ASCII):
         raise ServerStartError("admin key: expected 16 letters, digits, - or _ at least, got another")
+
+
+def _check_model_control(config: ServerConfig) -> None:
     if config.model_control not in get_args(ModelControl):
         raise ServerStartError(
             f"expected a model control of {', '.join(get_args(ModelControl))}, got {config.model_control!r}"
         )
-    if config.model_control == "explicit" and config.admin_key is None:
+    if config.model_control == "none":
+        return
+    if config.admin_key is None:
         raise ServerStartError("expected an admin key with explicit model control, got none: nobody could load a model")
+    # Whoever may load models may run code here: one lock is too few where other machines knock.
+    if not ipaddress.IPv4Address(config.host).is_loopback and (config.tls is None or config.tls.client_ca is None):
+        raise ServerStartError(
+            f"explicit model control at {config.host}: expected an authority for clients' certificates, got none"
+        )
 
 
 def _models_of(repository: Path) -> tuple[str, ...]:

@@ -336,5 +336,7 @@ def test_a_server_without_model_control_is_told(toy_repository: Path, tmp_path: 
 def test_explicit_control_needs_a_key() -> None:
     with pytest.raises(ServerStartError, match="expected an admin key with explicit model control"):
         ServerConfig(model_control="explicit")
+    with pytest.raises(ServerStartError, match="expected an authority for clients' certificates"):
+        ServerConfig(model_control="explicit", admin_key=KEY, host="0.0.0.0", insecure=True)
     with pytest.raises(ServerStartError, match="expected a model control of none, explicit, got 'poll'"):
         ServerConfig(model_control="poll")  # type: ignore[arg-type]
