@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from lungstreams.console import complain, fail
+from lungstreams.console import URL_VARIABLE, complain, fail
 from serving.variables import TLS_CA_VARIABLE, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
 
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ PUBLIC_HOST: Final = "0.0.0.0"
 ADMIN_KEY_VARIABLE: Final = "LUNGSTREAMS_ADMIN_KEY"
 """By environment alone: a command line can be read by everyone on the machine."""
 
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar=URL_VARIABLE, metavar="HOST:PORT", help="Triton's gRPC address. [dim]Default 127.0.0.1:8001[/dim]"
+    ),
+]
 TlsCa = Annotated[
     Path | None,
     typer.Option(

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from lungstreams import repositories, working
-from lungstreams.access import TlsCa, TlsCert, TlsKey, Users, admin_key, client_tls, server_access
+from lungstreams.access import TlsCa, TlsCert, TlsKey, Url, Users, admin_key, client_tls, server_access
 from lungstreams.console import (
     EXIT_REFUSED,
     PROGRAM,
-    URL_VARIABLE,
     complain,
     embedded_server,
     examples,
@@ -45,13 +44,6 @@ app = typer.Typer(
 )
 app.add_typer(repositories.app, name="repository")
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        envvar=URL_VARIABLE, metavar="HOST:PORT", help="Triton's gRPC address. [dim]Default 127.0.0.1:8001[/dim]"
-    ),
-]
-
 
 @app.callback()
 def _root(
@@ -78,11 +70,19 @@ class Accelerator(str, Enum):
     openvino = "openvino"
 
 
+class Control(str, Enum):
+    """As `serving.tritonserver.ServerConfig.model_control`."""
+
+    none = "none"
+    explicit = "explicit"
+
+
 @app.command(
     epilog=examples(
         "lungstreams serve",
         "lungstreams serve --grpc-port 0 --http-port 0 --metrics-port 0 --threads 2",
         "lungstreams serve --repository ./model_repository &",
+        "LUNGSTREAMS_ADMIN_KEY=... lungstreams serve --model-control explicit",
         "lungstreams serve --public --tls-cert server.pem --tls-key server.key --client-ca clients.pem",
     )
 )
@@ -95,6 +95,9 @@ def serve(
     accelerator: Annotated[
         Accelerator | None, typer.Option(help="Compute the networks by this instead of ONNX Runtime.")
     ] = None,
+    model_control: Annotated[
+        Control, typer.Option(help="explicit: versions can be published while it serves, by who has the admin key.")
+    ] = Control.none,
     public: Annotated[bool, typer.Option("--public", help="Let other machines reach gRPC; needs TLS.")] = False,
     host: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="--public: IPv4 address of gRPC. [dim]Default: 0.0.0.0[/dim]")
@@ -128,6 +131,7 @@ def serve(
         tls=tls,
         insecure=insecure,
         admin_key=admin_key(),
+        model_control=model_control.value,
     )
     server = TritonServer(config)
     with stopped_by_signals():

@@ -28,6 +28,8 @@ CONFIG_NAME: Final = "config.pbtxt"
 ONNX_NAME: Final = "model.onnx"
 PYTHON_NAME: Final = "model.py"
 PROVENANCE_NAME: Final = "provenance.json"
+REFERENCE_NAME: Final = "reference.npz"
+"""What a network answered drawn scans where it was exported: `serving.candidates`."""
 HEADER: Final = "# Written by `lungstreams repository write` from serving/pipeline.py. Change that, not this.\n"
 
 MAX_QUEUE_SIZE: Final = 64

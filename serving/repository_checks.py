@@ -72,18 +72,27 @@ def _version_problems(folder: Path, step: Step) -> Iterator[str]:
         there = listed(path.name for path in version.iterdir() if path.name != "__pycache__")
         yield f"{where}: expected {file.name}, got {there}"
     elif step.backend == "onnxruntime":
-        yield from _graph_problems(where, file, step)
+        yield from graph_problems(where, file, step)
     if step.backend == "onnxruntime":
-        yield from _provenance_problems(where, version / PROVENANCE_NAME, step)
+        yield from _provenance_file_problems(where, version / PROVENANCE_NAME, step)
 
 
-def _graph_problems(where: str, file: Path, step: Step) -> Iterator[str]:
+def graph_problems(where: str, graph: Path | bytes, step: Step) -> Iterator[str]:
+    """Hold the inputs and outputs of an ONNX graph against its step.
+
+    Args:
+        where: Begins each line.
+        graph: Its file, or what is in it.
+        step: The step that it is for.
+    """
     options = ort.SessionOptions()
     # Only its signature is wanted: optimising 160 MB takes seconds.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own.
         first_line = str(error).splitlines()[0]
         yield f"{where}: expected a graph that ONNX Runtime loads, got: {first_line}"
@@ -124,21 +133,31 @@ def label_order(step: Step) -> list[str]:
     return classes
 
 
-def _provenance_problems(where: str, file: Path, step: Step) -> Iterator[str]:
+def _provenance_file_problems(where: str, file: Path, step: Step) -> Iterator[str]:
     try:
-        provenance = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
     except FileNotFoundError:
         yield f"{where}: expected {file.name} beside the graph, got none"
         return
-    except (OSError, ValueError) as error:
+    except OSError as error:
         yield f"{where}: expected JSON in {file.name}, got: {error}"
         return
+    yield from provenance_problems(where, content, step)
+
+
+def provenance_problems(where: str, content: bytes, step: Step) -> Iterator[str]:
+    """Hold what is in a version's provenance against its step; `where` begins each line."""
+    try:
+        provenance = json.loads(content)
+    except ValueError as error:
+        yield f"{where}: expected JSON in {PROVENANCE_NAME}, got: {error}"
+        return
     if not isinstance(provenance, dict):
-        yield f"{where}: expected an object in {file.name}, got {type(provenance).__name__}"
+        yield f"{where}: expected an object in {PROVENANCE_NAME}, got {type(provenance).__name__}"
         return
     for key, expected in (("model", step.model), ("label_order", label_order(step))):
         if provenance.get(key) != expected:
-            yield f"{where}: expected {key} {expected} in {file.name}, got {provenance.get(key)}"
+            yield f"{where}: expected {key} {expected} in {PROVENANCE_NAME}, got {provenance.get(key)}"
 
 
 def _ensemble_problems(repository: Path) -> Iterator[str]:

@@ -42,7 +42,7 @@ def arguments(config: ServerConfig, wheel: Path, work: Path) -> list[str]:
     options = {
         "model-repository": config.repository.resolve(),
         "backend-directory": work / "backends",
-        "model-control-mode": "none",
+        **_control_arguments(config),
         "exit-on-error": "true",
         "exit-timeout-secs": EXIT_TIMEOUT_S,
         "http-address": LOOPBACK,
@@ -76,6 +76,13 @@ def arguments(config: ServerConfig, wheel: Path, work: Path) -> list[str]:
             for name, value in settings.items()
         ),
     ]
+
+
+def _control_arguments(config: ServerConfig) -> dict[str, object]:
+    if config.model_control == "none":
+        return {"model-control-mode": "none"}
+    # Every model of the repository at the start, as without control.
+    return {"model-control-mode": "explicit", "load-model": "*"}
 
 
 def _tls_arguments(tls: ServerTls | None) -> dict[str, object]:

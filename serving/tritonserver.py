@@ -17,19 +17,22 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from serving.errors import ServerStartError
 from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
-from serving.repository import DEFAULT_REPOSITORY
+from serving.repository import CONFIG_NAME, DEFAULT_REPOSITORY
 from serving.tls import ServerTls
 from serving.triton_arguments import EXIT_TIMEOUT_S, LOOPBACK, arguments
 from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
 
 START_TIMEOUT_S: Final = 180.0
+
+ModelControl = Literal["none", "explicit"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class ServerConfig:
         insecure: Lets gRPC leave loopback without TLS.
         admin_key: What opens the calls of `RESTRICTED`, in the header `ADMIN_HEADER`; None lets nobody in. Whoever may
             list this machine's processes can read it.
+        model_control: ``explicit`` lets who has `admin_key` load versions while it serves (`serving.publishing`); all
+            models are loaded at the start in either case.
         threads: Threads within an operator for each network; None is one for each core.
         accelerator: ``openvino`` computes the networks by OpenVINO instead of ONNX Runtime (extra ``openvino``).
         log_path: Where Triton's log goes. None keeps it beside the server's temporary files, which a clean
@@ -63,9 +68,11 @@ class ServerConfig:
     tls: ServerTls | None = None
     insecure: bool = False
     admin_key: str | None = None
+    model_control: ModelControl = "none"
 
     def __post_init__(self) -> None:
         _check_access(self)
+        _check_model_control(self)
         if self.threads is not None and self.threads < 1:
             raise ServerStartError(f"expected at least 1 thread, got {self.threads}")
         if self.accelerator not in (None, "openvino"):
@@ -93,6 +100,7 @@ class TritonServer:
         self.config = config or ServerConfig()
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
+        self._models: tuple[str, ...] = ()
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -138,7 +146,7 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Whether it answers, and every model of its repository is ready. Never raises."""
-        return self.is_alive() and _answers_ready(self.config.http_port)
+        return self.is_alive() and _answers_ready(self.config.http_port, self._models)
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
         """Start the server and wait until every model is ready.
@@ -155,7 +163,7 @@ class TritonServer:
         """
         if self.is_alive():
             raise ServerStartError(f"expected a stopped server, got one that runs as process {self.pid}")
-        _check_repository(self.config.repository)
+        self._models = _models_of(self.config.repository)
         if self.config.accelerator and importlib.util.find_spec(self.config.accelerator) is None:
             raise ServerStartError(
                 f"expected the package {self.config.accelerator}, got an environment without it: "
@@ -217,11 +225,29 @@ def _check_access(config: ServerConfig) -> None:
         raise ServerStartError("admin key: expected 16 letters, digits, - or _ at least, got another")
 
 
-def _check_repository(repository: Path) -> None:
+def _check_model_control(config: ServerConfig) -> None:
+    if config.model_control not in get_args(ModelControl):
+        raise ServerStartError(
+            f"expected a model control of {', '.join(get_args(ModelControl))}, got {config.model_control!r}"
+        )
+    if config.model_control == "none":
+        return
+    if config.admin_key is None:
+        raise ServerStartError("expected an admin key with explicit model control, got none: nobody could load a model")
+    # Whoever may load models may run code here: one lock is too few where other machines knock.
+    if not ipaddress.IPv4Address(config.host).is_loopback and (config.tls is None or config.tls.client_ca is None):
+        raise ServerStartError(
+            f"explicit model control at {config.host}: expected an authority for clients' certificates, got none"
+        )
+
+
+def _models_of(repository: Path) -> tuple[str, ...]:
     if not repository.is_dir():
         raise ServerStartError(f"expected a model repository at {repository}, got no such folder")
-    if not any(repository.glob("*/config.pbtxt")):
-        raise ServerStartError(f"expected a model repository at {repository}, got a folder without any */config.pbtxt")
+    models = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}"))
+    if not models:
+        raise ServerStartError(f"expected a model repository at {repository}, got a folder without any */{CONFIG_NAME}")
+    return tuple(models)
 
 
 def _with_free_ports(config: ServerConfig) -> ServerConfig:
@@ -247,13 +273,20 @@ def _with_free_ports(config: ServerConfig) -> ServerConfig:
     return replace(config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
 
 
-def _answers_ready(http_port: int) -> bool:
+def _answers_ready(http_port: int, models: Sequence[str]) -> bool:
+    # Model by model: the server as a whole is "not ready" while a new version is loaded beside the old one, and for
+    # good after one that could not be (docs/decisions.md).
     # HTTP is on loopback whatever gRPC binds to.
     # Plain http.client: urllib would ask a proxy of the environment for loopback.
     connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.client.OK
+        for model in models:
+            connection.request("GET", f"/v2/models/{model}/ready")
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != http.client.OK:
+                return False
+        return True
     except (OSError, http.client.HTTPException):
         return False
     finally:

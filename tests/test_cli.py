@@ -393,7 +393,8 @@ class TestHelp:
     @pytest.mark.parametrize(
         "command",
         [
-            *("serve", "demo", "predict", "train", "evaluate", "export", "bench", "loadtest", "repository check"),
+            *("serve", "demo", "predict", "train", "evaluate", "export", "bench", "loadtest"),
+            *("repository check", "repository publish"),
             *("data", "data check", "data download"),
         ],
     )

@@ -23,6 +23,7 @@ from serving.errors import DatasetError
 from serving.labels import ALL_STREAM, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.pipeline import RECOGNITION, segmentation_model
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
+from serving.trial_scans import gate_inputs
 from train import data, fit, through_triton
 from train.batches import Arrays, Predictor, in_batches
 from train.callbacks import WEIGHTS_FILE
@@ -34,7 +35,7 @@ from train.experiments import EXPERIMENTS, Experiment
 from train.failures import WORST_CASES, worst_diagnoses, worst_manifestations, worst_masks
 from train.gallery import IMAGES_FOLDER, write_curves, write_panels, write_plots
 from train.leaks import LEFT_OUT, Leak, by_source, clean_split
-from train.parity import gate_inputs, open_session
+from train.parity import open_session
 from train.provenance import FILE_NAME, Provenance
 from train.report import leaks_markdown, read_others, results_markdown
 from train.report_tta import NAME as TEST_TIME

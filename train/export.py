@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +27,11 @@ import onnx
 from jaxtyping import Num, UInt8
 
 from serving import pipeline
+from serving.candidates import reference_of
 from serving.errors import ExportError
 from serving.pipeline import IMAGE, MASK, Step
-from serving.repository import versions
+from serving.repository import REFERENCE_NAME, versions
+from serving.version_folders import publish_version, unpublished_version
 from train.activation_maps import check_activation, with_activation
 from train.gating import add_gate
 from train.parity import (
@@ -147,13 +148,15 @@ def publish_network(
     if whole is not network:
         checked = check_activation(open_session(whole), open_session(network), golden)
         provenance = dataclasses.replace(provenance, parity={**provenance.parity, "activation": checked})
-    with _unpublished_version(repository / step.model) as folder:
+    with unpublished_version(repository / step.model) as folder:
         onnx.save(add_gate(whole, step), folder / MODEL_FILE)
         gated = open_session(folder / MODEL_FILE)
         check_signature(gated, step)
         check_gate(gated, open_session(whole), step, golden)
         (folder / FILE_NAME).write_text(provenance.to_json(), encoding="utf-8")
-        version = _publish(folder)
+        # What `lungstreams repository publish` holds it against, on whichever machine serves it.
+        (folder / REFERENCE_NAME).write_bytes(reference_of((folder / MODEL_FILE).read_bytes(), step))
+        version = publish_version(folder)
     if keep is not None:
         prune(version.parent, keep)
     return version
@@ -233,34 +236,6 @@ def _check_request(
 def _check_images(images: UInt8[np.ndarray, "n h w 3"], what: str) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE.shape or not len(images):
         raise ExportError(f"expected {what} images as uint8 (n, {IMAGE.shape}), got {images.dtype} {images.shape}")
-
-
-@contextmanager
-def _unpublished_version(model_folder: Path) -> Iterator[Path]:
-    """A folder beside the versions that Triton does not take for one; gone at the end, unless renamed."""
-    existed = model_folder.exists()
-    model_folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".unpublished-", dir=model_folder))
-    # mkdtemp makes it for its owner alone; the server is another user.
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not existed and not any(model_folder.iterdir()):
-            model_folder.rmdir()
-
-
-def _publish(folder: Path) -> Path:
-    """Rename a finished folder to the next version. Renaming onto a version of another export fails and is retried."""
-    model_folder = folder.parent
-    while True:
-        version = model_folder / str(max(versions(model_folder), default=0) + 1)
-        try:
-            return folder.rename(version)
-        except OSError:
-            if not version.exists():
-                raise
 
 
 @contextmanager

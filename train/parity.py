@@ -7,7 +7,7 @@ measured, for the provenance of the published version.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +17,11 @@ import onnxruntime as ort
 from jaxtyping import Bool, Num, UInt8
 
 from serving import pipeline
+from serving.agreement import Bounds, check_agreement, hold
 from serving.arithmetic import exact
 from serving.errors import ExportError, ParityError
 from serving.pipeline import IMAGE, MASK, RECOGNITION, Step, Tensor
+from serving.trial_scans import gate_inputs
 from train.provenance import label_order
 
 if TYPE_CHECKING:
@@ -42,21 +44,12 @@ class Tolerances:
     Attributes:
         fp32_probability: Keras against ONNX, largest difference of a probability.
         fp32_mask: Keras against ONNX, share of pixels of another class.
-        int8_probability_mean: fp32 against int8, mean difference of a probability.
-        int8_probability_max: fp32 against int8, largest difference of a probability.
-        int8_mask: fp32 against int8, share of pixels of another class.
-        int8_dice: fp32 against int8, least Dice of any class, pixels pooled over the images.
-        int8_rare: Share of pixels under which a class's Dice is recorded but not held: a few pixels at the edge of
-            a few more say nothing.
+        int8: fp32 against int8.
     """
 
     fp32_probability: float = 1e-4
     fp32_mask: float = 1e-4
-    int8_probability_mean: float = 0.02
-    int8_probability_max: float = 0.15
-    int8_mask: float = 0.02
-    int8_dice: float = 0.9
-    int8_rare: float = 1e-4
+    int8: Bounds = field(default_factory=Bounds)
 
 
 def class_count(step: Step) -> int:
@@ -127,11 +120,11 @@ def check_fp32(
         raise ParityError(f"expected {expected.dtype} {expected.shape} from ONNX, got {got.dtype} {got.shape}")
     if step.outputs[0] == MASK:
         measured = {"pixel_disagreement": float((expected != got).mean())}
-        _hold(measured, {"pixel_disagreement": tolerances.fp32_mask}, "ONNX against Keras")
+        hold(measured, {"pixel_disagreement": tolerances.fp32_mask}, "ONNX against Keras")
         return measured
     _check_probabilities(expected, step)
     measured = {"max_abs_difference": float(np.abs(expected - got).max())}
-    _hold(measured, {"max_abs_difference": tolerances.fp32_probability}, "ONNX against Keras")
+    hold(measured, {"max_abs_difference": tolerances.fp32_probability}, "ONNX against Keras")
     return measured
 
 
@@ -155,64 +148,7 @@ def check_int8(
     Raises:
         ParityError: If it is off by more than the tolerances.
     """
-    if step.outputs[0] == MASK:
-        return _check_int8_masks(expected, got, step, tolerances, what)
-    difference = np.abs(expected - got)
-    measured = {"mean_abs_difference": float(difference.mean()), "max_abs_difference": float(difference.max())}
-    limits = {
-        "mean_abs_difference": tolerances.int8_probability_mean,
-        "max_abs_difference": tolerances.int8_probability_max,
-    }
-    _hold(measured, limits, what)
-    return measured
-
-
-def _check_int8_masks(
-    expected: UInt8[np.ndarray, "n h w"],
-    got: UInt8[np.ndarray, "n h w"],
-    step: Step,
-    tolerances: Tolerances,
-    what: str,
-) -> dict[str, Any]:
-    disagreement = {"pixel_disagreement": float((expected != got).mean())}
-    _hold(disagreement, {"pixel_disagreement": tolerances.int8_mask}, what)
-    dice: dict[str, float | None] = {}
-    for class_id, name in enumerate(label_order(step.model)):
-        dice[name] = class_dice(expected, got, class_id)
-        rare = max((expected == class_id).mean(), (got == class_id).mean()) < tolerances.int8_rare
-        if not rare and (dice[name] or 0.0) < tolerances.int8_dice:
-            raise ParityError(f"{what}: expected a Dice of {name} from {tolerances.int8_dice:g}, got {dice[name]:.4f}")
-    return {**disagreement, "dice": dice}
-
-
-def class_dice(a: UInt8[np.ndarray, "n h w"], b: UInt8[np.ndarray, "n h w"], class_id: int) -> float | None:
-    """Dice of a class, pixels pooled over all images; None if neither has any."""
-    in_a, in_b = a == class_id, b == class_id
-    total = int(in_a.sum()) + int(in_b.sum())
-    return 2 * int((in_a & in_b).sum()) / total if total else None
-
-
-def _hold(measured: Mapping[str, float], limits: Mapping[str, float], what: str) -> None:
-    for name, limit in limits.items():
-        # Written so that a NaN fails.
-        if not measured[name] <= limit:
-            raise ParityError(f"{what}: expected {name} up to {limit:g}, got {measured[name]:.4g}")
-
-
-def gate_inputs(step: Step, opened: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-    """``gates`` and, where the step has them, ``scores`` that open and close the items of a batch as told.
-
-    Args:
-        step: A step with a gate.
-        opened: True for the items to open.
-    """
-    gates = np.full((len(opened), *pipeline.GATES.shape), 0.5, np.float32)
-    gates[~opened] = pipeline.NEVER if step.gate and step.gate.pairs else np.nan
-    feeds = {pipeline.GATES.name: gates}
-    for tensor in step.inputs:
-        if tensor.name == pipeline.SCORES_INPUT:
-            feeds[tensor.name] = np.ones((len(opened), *tensor.shape), np.float32)
-    return feeds
+    return check_agreement(expected, got, step, tolerances.int8, what)
 
 
 def check_gate(

@@ -16,10 +16,10 @@ import onnx
 from serving.errors import ExportError
 from serving.pipeline import RECOGNITION
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
+from serving.trial_scans import drawn_scans
 from train.digest import sha256_of
 from train.export import publish_network
 from train.provenance import FILE_NAME, Provenance, code_version, today
-from train.tensorrt_render import drawn_scans
 from train.ungating import ungated
 
 KEPT: Final = 1

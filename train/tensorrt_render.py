@@ -14,11 +14,10 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
-from serving import phantom, pipeline
+from serving import pipeline
+from serving.agreement import Bounds
 from serving.errors import ExportError
-from serving.phantom_xray import chest_xray
-from serving.pipeline import PREPROCESS, RECOGNITION, THRESHOLD_NAMES, Step
-from serving.preprocessing import prepare
+from serving.pipeline import PREPROCESS, Step
 from serving.repository import (
     CONFIG_NAME,
     ONNX_NAME,
@@ -28,6 +27,7 @@ from serving.repository import (
     model_config,
     versions,
 )
+from serving.trial_scans import drawn_scans
 from train.digest import sha256_of
 from train.gating import add_gate
 from train.parity import Tolerances, check_gate, check_int8, check_signature, onnx_answers, open_session
@@ -57,9 +57,8 @@ from train.ungating import ungated
 
 SCRIPT_NAME: Final = "build_engines.sh"
 REPORT_NAME: Final = "tensorrt.json"
-TOLERANCES: Final = Tolerances(int8_dice=0.0)
+TOLERANCES: Final = Tolerances(int8=Bounds(dice=0.0))
 """On phantoms, whose lesions are a few hundred pixels: their Dice is written down and not held."""
-PHANTOMS: Final = 3
 
 _GATE_SOURCE: Final = Path(__file__).with_name("tensorrt_gate.py")
 
@@ -213,14 +212,6 @@ def _compare(published: Path, network: onnx.ModelProto, gated: Path, step: Step)
     expected = onnx_answers(open_session(ungated(onnx.load(published))), images)
     what = f"{step.model} for TensorRT against what is published"
     return {"phantoms": len(images), **check_int8(expected, onnx_answers(bare, images), step, TOLERANCES, what)}
-
-
-def drawn_scans(step: Step) -> UInt8[np.ndarray, "n 512 512 3"]:
-    """Preprocessed phantoms of the kinds that a step sees."""
-    files = [(phantom.png_bytes(phantom.ct_slice(seed=seed).pixels), "ct") for seed in range(PHANTOMS)]
-    if step == RECOGNITION:
-        files += [(phantom.png_bytes(chest_xray(seed=seed)), "xray") for seed in range(PHANTOMS)]
-    return np.stack([prepare(data, modality, [0.0] * len(THRESHOLD_NAMES))[0] for data, modality in files])
 
 
 def _render_shared(repository: Path, folder: Path) -> None:

@@ -31,10 +31,11 @@ from serving.client import PipelineClient
 from serving.errors import ParityError
 from serving.pipeline import MASK, Step
 from serving.repository import DEFAULT_REPOSITORY
+from serving.trial_scans import gate_inputs
 from serving.tritonserver import ServerConfig, TritonServer
 from train.batches import Arrays, in_three_channels
 from train.data import Example
-from train.parity import Tolerances, gate_inputs
+from train.parity import Tolerances
 
 if TYPE_CHECKING:
     from train.evaluate import Answered

@@ -15,6 +15,7 @@ from serving import pipeline
 from serving.errors import ExportError, ParityError
 from serving.pipeline import ACTIVATION, ACTIVATION_HW, MANIFESTATION_STEP, RECOGNITION
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, PROVENANCE_NAME, versions
+from serving.trial_scans import drawn_scans
 from tests.toy_models import means_network
 from train import republish
 from train.activation_maps import (
@@ -32,7 +33,6 @@ from train.inception import InceptionV3Config, build_inception_v3
 from train.parity import open_session
 from train.provenance import DataSource, Provenance
 from train.quantize import QuantizationConfig, quantize
-from train.tensorrt_render import drawn_scans
 from train.ungating import ungated
 
 WITHOUT_MAPS = pipeline.Step(**{**vars(RECOGNITION), "outputs": RECOGNITION.outputs[:2]})

@@ -17,9 +17,11 @@ import pytest
 import train.export
 import train.gating
 from serving import pipeline
+from serving.agreement import Bounds, class_dice
 from serving.errors import ExportError, ParityError
+from serving.trial_scans import gate_inputs
 from train.export import export, prune, to_onnx, versions
-from train.parity import Tolerances, check_signature, class_dice, gate_inputs, onnx_answers, open_session
+from train.parity import Tolerances, check_signature, onnx_answers, open_session
 from train.provenance import DataSource, Provenance
 from train.quantize import QuantizationConfig
 
@@ -89,7 +91,7 @@ def test_a_version_is_published_with_the_steps_wire_and_its_provenance(publish: 
     model = classifier()
     version = publish(model)
     assert version.name == "1"
-    assert everything_in(version.parent) == ["1", "1/model.onnx", "1/provenance.json"]
+    assert everything_in(version.parent) == ["1", "1/model.onnx", "1/provenance.json", "1/reference.npz"]
     check_signature(open_session(version / "model.onnx"), pipeline.RECOGNITION)
     written = Provenance.from_json((version / "provenance.json").read_text(encoding="utf-8"))
     assert (written.precision, written.parameters) == ("fp32", model.count_params())
@@ -152,7 +154,7 @@ def test_int8_that_is_off_publishes_nothing(publish: Callable[..., Path], images
 
 
 def test_int8_probabilities_that_are_off_publish_nothing(publish: Callable[..., Path], tmp_path: Path) -> None:
-    strict = Tolerances(int8_probability_mean=1e-9)
+    strict = Tolerances(int8=Bounds(probability_mean=1e-9))
     with pytest.raises(ParityError, match="int8 against fp32: expected mean_abs_difference up to 1e-09"):
         publish(classifier(), precision="int8", tolerances=strict)
     assert everything_in(tmp_path / "repository") == []

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from serving import pipeline
 from serving.errors import ExportError, ParityError
 from serving.pipeline import MANIFESTATION_STEP, PREPROCESS, RECOGNITION, Step
+from serving.trial_scans import gate_inputs
 from train.gating import IR_VERSION, add_gate
-from train.parity import check_gate, gate_inputs
+from train.parity import check_gate
 
 ALL = pipeline.step("segment_all")
 CONSOLIDATION = pipeline.step("segment_consolidation")

@@ -9,9 +9,9 @@ from onnx import numpy_helper
 
 from serving.pipeline import RECOGNITION
 from serving.repository import DEFAULT_REPOSITORY, ONNX_NAME, versions
+from serving.trial_scans import drawn_scans
 from train.activation_maps import without_activation
 from train.sanity import LAYERS, cascade, maps_of, rank_correlations, shuffled, weights_from_the_top
-from train.tensorrt_render import drawn_scans
 from train.ungating import ungated
 
 

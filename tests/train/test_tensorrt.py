@@ -21,6 +21,7 @@ from serving import pipeline
 from serving.errors import ExportError, ParityError
 from serving.repository import check, model_config, parse_config, render_all
 from serving.repository_checks import problems
+from serving.trial_scans import drawn_scans
 from tests.toy_models import means_network
 from tests.train.tensorrt_toys import write_float_toy_repository
 from tests.train.test_export import everything_in
@@ -31,7 +32,7 @@ from train.parity import check_signature, onnx_answers, open_session
 from train.tensorrt_configs import gated_steps, trtexec_command
 from train.tensorrt_graphs import through_float
 from train.tensorrt_int8 import is_quantized
-from train.tensorrt_render import drawn_scans, network_for
+from train.tensorrt_render import network_for
 from train.tensorrt_render import render_all as render_tensorrt
 from train.ungating import ungated
 

@@ -11,11 +11,12 @@ from serving import pipeline
 from serving.errors import ExportError
 from serving.pipeline import Step
 from serving.repository import DEFAULT_REPOSITORY, versions
+from serving.trial_scans import gate_inputs
 from tests.toy_models import toy_network
 from tests.train.tensorrt_toys import toy_network_in_float
 from tests.train.test_quantize import network as small_network
 from train.gating import add_gate
-from train.parity import gate_inputs, open_session
+from train.parity import open_session
 from train.quantize import QuantizationConfig, quantize
 from train.tensorrt_configs import gated_steps
 from train.tensorrt_graphs import refusals, through_float
