@@ -98,7 +98,7 @@ class TestPredictAsJson:
     ) -> None:
         done, broken, dicom, missing, chest = cases_of(run[0])
         assert run[0].returncode == 1
-        assert set(broken) == {"file", "error"}
+        assert set(broken) == {"file", "error", "request_id"}
         assert broken["error"]["type"] == "UnreadableScan"
         assert "PNG" in broken["error"]["message"]
         assert missing["error"] == {"type": "FileNotFoundError", "message": "No such file or directory"}
@@ -109,7 +109,7 @@ class TestPredictAsJson:
         for case in (cases_of(run[0])[0], cases_of(run[0])[2]):
             assert set(case) == {
                 *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models"),
-                *("latency_ms", "doubts"),
+                *("latency_ms", "doubts", "request_id"),
             }
             assert case["doubts"] == []
             assert case["modality"] == "ct"
