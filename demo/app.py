@@ -7,6 +7,7 @@ from typing import Any, Final
 import gradio as gr
 
 from demo import about, guard, panels
+from demo.audit import Audit
 from demo.css import CSS
 from demo.examples import draw_examples, draw_study
 from demo.folder_tab import FolderTab
@@ -85,7 +86,14 @@ class _Page:
         return gr.update(value=banner, visible=bool(banner)), pill, banner + pill
 
 
-def build_app(url: str, *, kept_s: int = KEPT_S, sweep_s: int = SWEEP_S, tls: ClientTls | None = None) -> gr.Blocks:
+def build_app(
+    url: str,
+    *,
+    kept_s: int = KEPT_S,
+    sweep_s: int = SWEEP_S,
+    tls: ClientTls | None = None,
+    audit: Audit | None = None,
+) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
@@ -93,8 +101,9 @@ def build_app(url: str, *, kept_s: int = KEPT_S, sweep_s: int = SWEEP_S, tls: Cl
         kept_s: How long what a visitor sent, and what was made of it, is kept, in seconds.
         sweep_s: How often the page looks for what is older, in seconds.
         tls: For a Triton that speaks TLS.
+        audit: Where cases are noted; by default nowhere.
     """
-    page = _Page(Site(url, make_private_folder(), kept_s, sweep_s, tls))
+    page = _Page(Site(url, make_private_folder(), kept_s, sweep_s, tls, audit or Audit()))
     with gr.Blocks(
         title="lungstreams", analytics_enabled=False, fill_width=True, delete_cache=(sweep_s, kept_s)
     ) as blocks:
@@ -114,6 +123,7 @@ def launch(
     sweep_s: int = SWEEP_S,
     access: guard.PageAccess | None = None,
     tls: ClientTls | None = None,
+    audit: Audit | None = None,
 ) -> gr.Blocks:
     """Serve the page.
 
@@ -126,6 +136,7 @@ def launch(
         sweep_s: See `build_app`.
         access: Who may use the page; by default whoever reaches it, at loopback alone.
         tls: For a Triton that speaks TLS.
+        audit: See `build_app`.
 
     Returns:
         The page; where it is served is its `local_url`.
@@ -135,7 +146,7 @@ def launch(
     """
     head = HEAD + SCRIPT
     guarded = guard.options(host, ServerWatch(url, tls), access or guard.PageAccess(), head)
-    blocks = build_app(url, kept_s=kept_s, sweep_s=sweep_s, tls=tls)
+    blocks = build_app(url, kept_s=kept_s, sweep_s=sweep_s, tls=tls, audit=audit)
     blocks.launch(
         server_name=host,
         server_port=port,

@@ -114,6 +114,7 @@ def read_case(
     *,
     explain: bool = False,
     tls: ClientTls | None = None,
+    request_id: str | None = None,
 ) -> tuple[View, CaseReport]:
     """Ask the pipeline for one case.
 
@@ -124,13 +125,14 @@ def read_case(
         thresholds: By name, each in `[0, 1]`.
         explain: Whether to ask for what spoke for each diagnosis, too.
         tls: For a Triton that speaks TLS.
+        request_id: See `PipelineClient.predict`.
 
     Raises:
         LungstreamsError: Whatever was wrong with the file, the settings or the server.
     """
     # A client a case: the page then holds nothing that would have to be closed with it.
     with PipelineClient(url, tls=tls) as client:
-        report = client.predict(data, modality, thresholds, explain=explain)
+        report = client.predict(data, modality, thresholds, explain=explain, request_id=request_id)
     scan = scans.decode(data, report.modality)
     masks = {name: fit(mask, _DISPLAY_SIDE_PX, is_mask=True) for name, mask in report.masks.items() if mask is not None}
     return View(fit(scan.pixels, _DISPLAY_SIDE_PX, is_mask=False), masks, _hu(data, scan), report.activation), report

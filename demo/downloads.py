@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ import gradio as gr
 
 from demo import panels
 from demo.parts import html, shown
+from demo.site import Site
 from serving import exports
 from serving.errors import LungstreamsError
 
@@ -40,12 +40,12 @@ class Downloads:
 
     Args:
         prefix: What the ids of its components begin with.
-        folder: Where files are made; only this user can read it.
+        site: The page; files are made in its folder.
         case_of: The case behind a session's state; None if it is not kept any more.
     """
 
-    def __init__(self, prefix: str, folder: Path, case_of: Callable[[Any], exports.Case | None]) -> None:
-        self._folder = folder
+    def __init__(self, prefix: str, site: Site, case_of: Callable[[Any], exports.Case | None]) -> None:
+        self._site = site
         self._case_of = case_of
         with gr.Column(visible=False, elem_id=f"{prefix}downloads", elem_classes="ls-downloads") as self.box:
             html('<h2 class="ls-small">Take it away</h2>')
@@ -78,7 +78,7 @@ class Downloads:
         """Connect the buttons; `state` is what `case_of` takes."""
         for kind, button in self.buttons.items():
             made = button.click(
-                partial(self.make, kind),
+                self._maker(kind),
                 inputs=[state],
                 outputs=[self.said, self.file],
                 show_progress="hidden",
@@ -88,20 +88,29 @@ class Downloads:
             )
             made.then(None, js=fetch(self.file.elem_id))
 
-    def make(self, kind: str, state: Any) -> Iterator[list[Any]]:
+    def _maker(self, kind: str) -> Callable[[gr.Request, Any], Iterator[list[Any]]]:
+        # No `partial`: of that Gradio would not see that it wants to know who asks.
+        def make(request: gr.Request, state: Any) -> Iterator[list[Any]]:
+            yield from self.make(kind, request.username, state)
+
+        return make
+
+    def make(self, kind: str, user: str | None, state: Any) -> Iterator[list[Any]]:
         """Write one kind of file and show it."""
         yield [shown(_MAKING), gr.update(value=None, visible=False)]
         case = self._case_of(state)
         if case is None:
             yield [shown(panels.message("There is nothing to take away", _GONE)), gr.skip()]
             return
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+        with tempfile.TemporaryDirectory(dir=self._site.folder) as folder:
             try:
                 path = _one_file(exports.write(case, [kind], Path(folder), _PREFIX)[kind], Path(folder), kind)
                 outcome = [shown(f'<p class="ls-note" role="status">{exports.KINDS[kind]}</p>')]
             except LungstreamsError as error:
+                self._site.audit.export(user, case.report, kind, error)
                 yield [shown(panels.alert(error)), gr.skip()]
                 return
+            self._site.audit.export(user, case.report, kind)
             # Gradio has copied the file when it asks for more, and the folder goes.
             yield [*outcome, gr.update(value=str(path), visible=True)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,6 +24,10 @@ from serving.studies import open_volume
 from serving.study_reading import StudyReading
 from serving.study_report import StudyReport
 from serving.tls import ClientTls
+from serving.wire import new_request_id
+
+Outcome = CaseReport | StudyReport | LungstreamsError
+"""What came of a file."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Row:
     said: Mapping[str, Any]
 
     @classmethod
-    def of(cls, number: int, name: str, outcome: CaseReport | StudyReport | LungstreamsError) -> Row:
+    def of(cls, number: int, name: str, outcome: Outcome) -> Row:
         """The row of what came of a file."""
         return cls(number, name, error_json(outcome) if isinstance(outcome, LungstreamsError) else outcome.to_json())
 
@@ -57,6 +61,7 @@ def read_folder(
     stop: threading.Event,
     *,
     tls: ClientTls | None = None,
+    ended: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Iterator[Row]:
     """Read many files: single scans first, then the studies among them. One that fails is a row with its error.
 
@@ -66,6 +71,7 @@ def read_folder(
         thresholds: By name.
         stop: Ends it after the file that it is at.
         tls: For a Triton that speaks TLS.
+        ended: Called with what came of each file.
 
     Raises:
         ServerError: If the server can not be asked at all.
@@ -77,14 +83,19 @@ def read_folder(
         client.check()
         outcomes = client.predict_many((_bytes(paths[i]) for i in scans), thresholds=thresholds)
         for i, outcome in zip(scans, outcomes, strict=False):
-            yield Row.of(i + 1, paths[i].name, _of_file(paths[i]) or outcome)
+            said = _of_file(paths[i], outcome)
+            ended(said)
+            yield Row.of(i + 1, paths[i].name, said)
             if stop.is_set():
                 return
         for i in studies:
-            said = _study(client, paths[i], thresholds, stop)
-            if said is None:
+            study = _study(client, paths[i], thresholds, stop)
+            ended(study)
+            if isinstance(study, StudyReport) and not study.complete:
                 return
-            yield Row.of(i + 1, paths[i].name, said)
+            yield Row.of(i + 1, paths[i].name, study)
+            if stop.is_set():
+                return
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -111,11 +122,21 @@ def csv_text(rows: Sequence[Row]) -> str:
 def columns() -> list[str]:
     """The names of the columns, in their order. Probabilities and areas are in `[0, 1]`, empty where not computed."""
     areas = [f"area_{stream}" for stream in STREAM_NAMES]
-    return ["number", "file", "modality", *DIAGNOSIS_NAMES, *MANIFESTATION_NAMES, *areas, "error", "message"]
+    return [
+        "number",
+        "file",
+        "modality",
+        *DIAGNOSIS_NAMES,
+        *MANIFESTATION_NAMES,
+        *areas,
+        "error",
+        "message",
+        "request_id",
+    ]
 
 
 def _record(row: Row) -> dict[str, Cell]:
-    record: dict[str, Cell] = {"number": row.number, "file": row.name}
+    record: dict[str, Cell] = {"number": row.number, "file": row.name, "request_id": row.said.get("request_id", "")}
     if "error" in row.said:
         return {**record, "error": row.said["error"]["type"], "message": row.said["error"]["message"]}
     areas = {f"area_{stream}": area for stream, area in row.said["area_fraction"].items()}
@@ -153,15 +174,17 @@ def _cell(score: float | None) -> str:
 
 def _study(
     client: PipelineClient, path: Path, thresholds: Mapping[str, float], stop: threading.Event
-) -> StudyReport | LungstreamsError | None:
-    """The report of a study; None if it was stopped."""
+) -> StudyReport | LungstreamsError:
+    """The report of a study, or of a part of it if it was stopped."""
+    request_id = new_request_id()
     try:
-        with StudyReading(client, open_volume(path), thresholds) as reading:
+        with StudyReading(client, open_volume(path), thresholds, request_id=request_id) as reading:
             for _ in reading:
                 if stop.is_set():
-                    return None
+                    break
             return reading.report()
     except (ScanError, RequestError, GeometryError, InferenceFailed) as error:
+        error.request_id = request_id
         return error
 
 
@@ -171,14 +194,19 @@ def _is_study(path: Path) -> bool:
     return is_nifti(head) or head.startswith(ZIP_MAGICS)
 
 
-def _of_file(path: Path) -> LungstreamsError | None:
+def _of_file(path: Path, outcome: Outcome) -> Outcome:
     try:
         check_file_size(path)
     except ScanTooLarge as error:
+        error.request_id = outcome.request_id
         return error
-    return None
+    return outcome
 
 
 def _bytes(path: Path) -> bytes:
     # Of one that is too large nothing is read: it fails as an empty file does, and `_of_file` says why.
-    return b"" if _of_file(path) else path.read_bytes()
+    try:
+        check_file_size(path)
+    except ScanTooLarge:
+        return b""
+    return path.read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,16 +111,17 @@ class FolderTab:
         if not paths:
             yield self.emptied(panels.message("There is nothing to read", "upload some files first"))
             return
-        stop = self.stops.start(request.session_hash)
+        stop, noted = self.stops.start(request.session_hash), self._noted(request)
         rows: list[folder.Row] = []
         yield {**self.emptied(), **self._told(0, len(paths))}
         alert = ""
         try:
             asked = chosen_thresholds(thresholds)
-            for row in folder.read_folder(self.site.url, kept(paths), asked, stop, tls=self.site.tls):
+            for row in folder.read_folder(self.site.url, kept(paths), asked, stop, tls=self.site.tls, ended=noted):
                 rows.append(row)
                 yield {**self._told(len(rows), len(paths)), self.table: folder.table(rows)}
         except LungstreamsError as error:
+            noted(error)
             alert = panels.alert(error)
         finally:
             self.stops.end(stop)
@@ -153,6 +154,7 @@ class FolderTab:
 
     def predict(
         self,
+        request: gr.Request,
         paths: Sequence[str] | None,
         covid19: float | None,
         ground_glass: float | None,
@@ -162,19 +164,27 @@ class FolderTab:
         """Read many files: for each its ``number``, ``file``, and what ``/predict`` or ``/predict_volume`` says of it.
 
         Args:
+            request: Gradio's; names the user.
             paths: The files.
             covid19: Threshold of the gate before the manifestations, in `[0, 1]`.
             ground_glass: Threshold of its stream.
             consolidation: Threshold of its stream.
             pleural_effusion: Threshold of its stream.
         """
-        stop = self.stops.start(None)
+        stop, noted = self.stops.start(None), self._noted(request)
         thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
         try:
-            rows = list(folder.read_folder(self.site.url, kept(paths or ()), thresholds, stop, tls=self.site.tls))
+            reading = folder.read_folder(
+                self.site.url, kept(paths or ()), thresholds, stop, tls=self.site.tls, ended=noted
+            )
+            rows = list(reading)
         except LungstreamsError as error:
+            noted(error)
             return [panels.error_json(error)]
         return [row.to_json() for row in sorted(rows, key=lambda row: row.number)]
+
+    def _noted(self, request: gr.Request) -> Callable[[folder.Outcome], None]:
+        return lambda outcome: self.site.audit.ended(request.username, outcome)
 
     def emptied(self, alert: str = "") -> _Updates:
         """No result, and perhaps why."""

@@ -67,12 +67,23 @@ def alert(error: LungstreamsError) -> str:
         (ServerError, "The server did not answer"),
     )
     title = next((text for kind, text in titles if isinstance(error, kind)), "The case could not be read")
-    return message(title, str(error))
+    return message(title, str(error), request_id(error.request_id))
 
 
-def message(title: str, text: str) -> str:
-    """What went wrong, where the result would be."""
-    return f'<div class="ls-alert" role="alert"><strong>{title}</strong><p>{sentence(text)}</p></div>'
+def message(title: str, text: str, note: str = "") -> str:
+    """What went wrong, where the result would be.
+
+    Args:
+        title: In a few words of ours.
+        text: In a sentence.
+        note: HTML that follows it.
+    """
+    return f'<div class="ls-alert" role="alert"><strong>{title}</strong><p>{sentence(text)}</p>{note}</div>'
+
+
+def request_id(value: str) -> str:
+    """What to quote when asking whoever runs the server about a case; nothing where it has no id."""
+    return value and f'<p class="ls-note">Request id: <code>{escape(value)}</code></p>'
 
 
 def progress(words: str, done: int, of: int) -> str:
@@ -97,7 +108,8 @@ def film(address: str, words: str) -> str:
 
 def error_json(error: LungstreamsError) -> dict[str, object]:
     """An error for a program, as ``lungstreams predict --json`` has it."""
-    return {"error": {"type": type(error).__name__, "message": str(error)}}
+    said: dict[str, object] = {"error": {"type": type(error).__name__, "message": str(error)}}
+    return {**said, "request_id": error.request_id} if error.request_id else said
 
 
 def below(p: float, threshold: float) -> str:
@@ -186,7 +198,7 @@ def how(report: CaseReport) -> str:
     )
     return (
         f"{card('Time and models', f'{report.latency_ms:,.0f} ms in all')}"
-        f"{scrolled('time and models', table)}</section>"
+        f"{scrolled('time and models', table)}{request_id(report.request_id)}</section>"
     )
 
 

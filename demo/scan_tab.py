@@ -36,6 +36,7 @@ from serving import exports
 from serving.activation import CAUTION
 from serving.errors import LungstreamsError, RequestError
 from serving.labels import ALL_STREAM, DIAGNOSES, STREAMS, RequestedModality
+from serving.results import CaseReport
 
 FILE_TYPES: Final = [".png", ".jpg", ".jpeg", ".dcm"]
 _OFF: Final = ""
@@ -100,7 +101,7 @@ class ScanTab:
                 self.diagnosis = html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = html(elem_id="manifestations", visible=False)
                 self.meaning = html(elem_id="meaning", visible=False)
-                self.downloads = Downloads("", self.site.folder, _case_of)
+                self.downloads = Downloads("", self.site, _case_of)
                 self.how = html(elem_id="how", visible=False)
         self.view = gr.State(None, time_to_live=self.site.kept_s)
         self.kept = gr.State(None, time_to_live=self.site.kept_s)
@@ -162,6 +163,7 @@ class ScanTab:
 
     def read(
         self,
+        request: gr.Request,
         path: str | None,
         modality: RequestedModality,
         opacity: float | None,
@@ -177,9 +179,8 @@ class ScanTab:
         if path is None:
             return self.emptied(panels.message("There is no scan to read", "upload a file or try a phantom first"))
         try:
-            thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            data = read_file(Path(path))
-            view, report = read_case(self.site.url, data, modality, thresholds, explain=True, tls=self.site.tls)
+            given = [covid19, ground_glass, consolidation, pleural_effusion]
+            view, report = self._case(request, path, modality, given, explain=True)
             seen = seen_through(window, level_hu, width_hu)
         except LungstreamsError as error:
             return self.emptied(panels.alert(error))
@@ -232,6 +233,7 @@ class ScanTab:
 
     def predict(
         self,
+        request: gr.Request,
         path: str | None,
         modality: RequestedModality,
         covid19: float | None,
@@ -242,6 +244,7 @@ class ScanTab:
         """Read one scan: `CaseReport.to_json`, or an `error` with its type and a message.
 
         Args:
+            request: Gradio's; names the user.
             path: A PNG, JPEG or DICOM file.
             modality: ``auto``, ``ct`` or ``xray``.
             covid19: Threshold of the gate before the manifestations, in `[0, 1]`.
@@ -252,11 +255,33 @@ class ScanTab:
         try:
             if path is None:
                 raise RequestError("expected a file, got none")
-            thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            _, report = read_case(self.site.url, read_file(Path(path)), modality, thresholds, tls=self.site.tls)
+            given = [covid19, ground_glass, consolidation, pleural_effusion]
+            _, report = self._case(request, path, modality, given, explain=False)
         except LungstreamsError as error:
             return panels.error_json(error)
         return report.to_json()
+
+    def _case(
+        self,
+        request: gr.Request,
+        path: str,
+        modality: RequestedModality,
+        given: Sequence[float | None],
+        *,
+        explain: bool,
+    ) -> tuple[View, CaseReport]:
+        with self.site.audit.case(request.username) as case:
+            thresholds, data = chosen_thresholds(given), read_file(Path(path))
+            view, case.report = read_case(
+                self.site.url,
+                data,
+                modality,
+                thresholds,
+                explain=explain,
+                tls=self.site.tls,
+                request_id=case.request_id,
+            )
+        return view, case.report
 
     def _picked(self, example: Example) -> Callable[[], list[Any]]:
         # Bound here and not an input of the event: what a visitor sends can not name another file.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from demo.audit import Audit
 from serving.tls import ClientTls
 
 
@@ -19,6 +20,7 @@ class Site:
         kept_s: How long what a visitor sent, and what was made of it, is kept, in seconds.
         sweep_s: How often the page looks for what is older, in seconds.
         tls: For a Triton that speaks TLS.
+        audit: Where cases are noted.
     """
 
     url: str
@@ -26,6 +28,7 @@ class Site:
     kept_s: int
     sweep_s: int
     tls: ClientTls | None = None
+    audit: Audit = field(default_factory=Audit)
 
 
 class Stops:

@@ -167,7 +167,13 @@ def open_study(paths: Sequence[Path], series: int | None) -> Volume | tuple[str,
 
 
 def read_slices(
-    url: str, volume: Volume, thresholds: Mapping[str, float], stop: threading.Event, *, tls: ClientTls | None = None
+    url: str,
+    volume: Volume,
+    thresholds: Mapping[str, float],
+    stop: threading.Event,
+    *,
+    tls: ClientTls | None = None,
+    request_id: str | None = None,
 ) -> Iterator[Progress]:
     """Read a volume, and tell how far it is now and then. Closing the iterator stops the reading.
 
@@ -177,12 +183,16 @@ def read_slices(
         thresholds: By name.
         stop: Ends the reading after the slice that it is at.
         tls: For a Triton that speaks TLS.
+        request_id: See `StudyReading`.
     """
     count = volume.shape[0]
     slices: list[SliceReading] = []
     yield Progress(0, count)
     error: LungstreamsError | None = None
-    with PipelineClient(url, tls=tls) as client, StudyReading(client, volume, thresholds) as reading:
+    with (
+        PipelineClient(url, tls=tls) as client,
+        StudyReading(client, volume, thresholds, request_id=request_id) as reading,
+    ):
         told_s = 0.0
         try:
             for one in reading:

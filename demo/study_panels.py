@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
-from demo.panels import steps
+from demo.panels import request_id, steps
 from demo.rows import card, row, scrolled, sentence, swatch
 from serving.burden import FINDING_NAMES, INFECTED, SIDE_NAMES, Amount
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS
@@ -119,7 +119,7 @@ def how(report: StudyReport) -> str:
     return (
         f"{card('Time and models', f'{seconds:.1f} s in all')}"
         f'<p class="ls-note">{n:,} slices of {w} x {h}{apart}; {each_ms:.0f} ms a slice.</p>'
-        f'<p class="ls-note">Versions: {versions}.</p></section>'
+        f'<p class="ls-note">Versions: {versions}.</p>{request_id(report.request_id)}</section>'
     )
 
 

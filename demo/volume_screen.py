@@ -75,7 +75,7 @@ class VolumeScreen:
                 self.diagnosis = html(study_panels.intro(), elem_id="volume-diagnosis")
                 self.manifestations = html(elem_id="volume-manifestations", visible=False)
                 self.burden = html(elem_id="burden", visible=False)
-                self.downloads = Downloads("volume-", self.site.folder, self._case_of)
+                self.downloads = Downloads("volume-", self.site, self._case_of)
                 self.how = html(elem_id="volume-how", visible=False)
         self.key = gr.State(None, time_to_live=self.site.kept_s, delete_callback=self.shelf.drop)
         # For the endpoint alone, see `demo.scan_tab`.

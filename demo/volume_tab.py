@@ -19,7 +19,7 @@ from demo.site import Site, Stops
 from demo.study import Progress, Shelf, StudyView, open_study, read_slices, source_of
 from demo.volume_screen import Updates, VolumeScreen, choices, film, words
 from serving.client import PipelineClient
-from serving.errors import LungstreamsError, RequestError
+from serving.errors import AmbiguousStudy, LungstreamsError, RequestError
 from serving.studies import open_volume
 from serving.study_reading import read_volume
 from serving.volumes import Volume
@@ -105,14 +105,17 @@ class VolumeTab:
         yield {**screen.emptied(), **waiting}
         stop = self.stops.start(request.session_hash)
         try:
-            opened = open_study(kept(paths), series)
-            if not isinstance(opened, Volume):
-                yield {**screen.emptied(), screen.series: choices(opened)}
-                return
-            seen = seen_through(window, level_hu, width_hu)
-            asked = chosen_thresholds(thresholds)
-            for progress in read_slices(self.site.url, opened, asked, stop, tls=self.site.tls):
-                yield screen.told(progress)
+            with self.site.audit.case(request.username) as case:
+                opened = open_study(kept(paths), series)
+                if not isinstance(opened, Volume):
+                    case.error = AmbiguousStudy(opened)
+                    yield {**screen.emptied(), screen.series: choices(opened)}
+                    return
+                seen = seen_through(window, level_hu, width_hu)
+                asked, tls = chosen_thresholds(thresholds), self.site.tls
+                for progress in read_slices(self.site.url, opened, asked, stop, tls=tls, request_id=case.request_id):
+                    case.report, case.error = progress.report, progress.error
+                    yield screen.told(progress)
             yield self._outcome(opened, progress, or_default(opacity), seen)
         except LungstreamsError as error:
             yield screen.emptied(panels.alert(error))
@@ -151,6 +154,7 @@ class VolumeTab:
 
     def predict(
         self,
+        request: gr.Request,
         paths: Sequence[str] | None,
         series: float | None,
         covid19: float | None,
@@ -161,6 +165,7 @@ class VolumeTab:
         """Read a study: `StudyReport.to_json`, or an `error` with its type and a message.
 
         Args:
+            request: Gradio's; names the user.
             paths: A NIfTI or DICOM file, a zip of a series, or the files of one.
             series: Which of several series, from 0.
             covid19: Threshold of the gate before the manifestations, in `[0, 1]`.
@@ -171,10 +176,12 @@ class VolumeTab:
         try:
             if not paths:
                 raise RequestError("expected files, got none")
-            volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
-            thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            with PipelineClient(self.site.url, tls=self.site.tls) as client:
-                return read_volume(client, volume, thresholds).to_json()
+            with self.site.audit.case(request.username) as case:
+                volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
+                thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
+                with PipelineClient(self.site.url, tls=self.site.tls) as client:
+                    case.report = read_volume(client, volume, thresholds, request_id=case.request_id)
+            return case.report.to_json()
         except LungstreamsError as error:
             return panels.error_json(error)
 

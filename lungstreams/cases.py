@@ -16,7 +16,9 @@ from serving.study_report import StudyReport
 
 EXPLANATION: Final = "explanation"
 """Key of the picture of what speaks for the answer; there when it was asked for, None for a study."""
-_AT_THE_TOP: Final = ("modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms")
+_AT_THE_TOP: Final = frozenset(
+    {"modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms", "request_id"}
+)
 DOUBTED: Final = "What follows is not to be trusted."
 
 
@@ -51,7 +53,8 @@ class CaseResult:
     def complaints(self) -> tuple[str, ...]:
         """A line for each thing that was not done."""
         if "error" in self.data:
-            return (f"{self.title}: {self.data['error']['type']}: {self.data['error']['message']}",)
+            request_id = f" (request id {self.data['request_id']})" if "request_id" in self.data else ""
+            return (f"{self.title}: {self.data['error']['type']}: {self.data['error']['message']}{request_id}",)
         return tuple(f"{self.title}: CanNotExport: {why}" for why in self.data.get("export_errors", {}).values())
 
     @property
@@ -125,13 +128,19 @@ def study_case(
     return CaseResult({**_top(name, everything, masks), "study": study}, " ".join(said))
 
 
-def failed_case(name: str, error: LungstreamsError | OSError) -> CaseResult:
-    """The case of what could not be read."""
+def failed_case(name: str, error: LungstreamsError | OSError, request_id: str = "") -> CaseResult:
+    """The case of what could not be read.
+
+    Args:
+        name: Its file, as the user named it.
+        error: Why.
+        request_id: Drawn for it; empty where it was no case yet.
+    """
     message = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     said: dict[str, Any] = {"type": type(error).__name__, "message": message}
     if isinstance(error, AmbiguousStudy):
         said["choices"] = list(error.choices)
-    return CaseResult({"file": name, "error": said})
+    return CaseResult({"file": name, "error": said, **({"request_id": request_id} if request_id else {})})
 
 
 def burden_words(burden: Mapping[str, Any]) -> tuple[str, ...]:
@@ -161,4 +170,5 @@ def _top(name: str, everything: Mapping[str, Any], masks: Mapping[str, str | Non
         "status": everything["status"],
         "models": everything["models"],
         "latency_ms": round(everything["latency_ms"], 3),
+        "request_id": everything["request_id"],
     }

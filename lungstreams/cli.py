@@ -24,6 +24,7 @@ from lungstreams.console import (
 )
 from lungstreams.paging import page_launcher
 from lungstreams.repositories import Repository
+from serving.backends.onnxruntime.request_log import REQUEST_LOG_VARIABLE
 from serving.errors import LungstreamsError
 
 # Whatever typer raises over a command line that it can not read; typer itself names only some of its kinds.
@@ -62,6 +63,16 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
+
+
+RequestLog = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=REQUEST_LOG_VARIABLE,
+        metavar="FILE",
+        help="Append a line of JSON there for each step of each request, without anything of a patient.",
+    ),
+]
 
 
 class Accelerator(str, Enum):
@@ -108,6 +119,7 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Let in only clients whose certificate this signed.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="--public without TLS, in spite of all.")] = False,
+    request_log: RequestLog = None,
 ) -> None:
     """Start the embedded Triton on this machine and serve until SIGTERM or Ctrl-C. If Triton ends, it is started again.
 
@@ -132,6 +144,7 @@ def serve(
         insecure=insecure,
         admin_key=admin_key(),
         model_control=model_control.value,
+        request_log=request_log,
     )
     server = TritonServer(config)
     with stopped_by_signals():
@@ -148,7 +161,7 @@ def serve(
 @app.command(
     epilog=examples(
         "lungstreams demo",
-        "lungstreams demo --port 8080",
+        "lungstreams demo --port 8080 --audit-log audit.jsonl",
         "lungstreams demo --url gpu-box:8001 --tls-ca ca.pem --host 0.0.0.0 --users users.txt",
     )
 )
@@ -163,28 +176,45 @@ def demo(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LUNGSTREAMS_AUDIT_LOG",
+            metavar="FILE",
+            help="Append a line of JSON there for each case: who asked, how it ended; nothing of a patient.",
+        ),
+    ] = None,
+    request_log: RequestLog = None,
 ) -> None:
     """Open the web page: upload a scan, see the diagnosis, the manifestations and the masks.
 
     Writes one line, [bold]ready page=http://127.0.0.1:7860/[/bold], to standard output when the page is there. Without
     --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not.
     """
-    launch = page_launcher(host, port, users, client_tls(tls_ca, tls_cert, tls_key), insecure=insecure)
+    tls = client_tls(tls_ca, tls_cert, tls_key)
+    launch = page_launcher(host, port, users, tls, insecure=insecure, audit_log=audit_log)
     with stopped_by_signals():
         if url is not None:
+            _not_ours(url, request_log)
             launch(url)
             return
         from serving.client import DEFAULT_URL, PipelineClient
 
-        with PipelineClient(DEFAULT_URL, tls=client_tls(tls_ca, tls_cert, tls_key)) as client:
+        with PipelineClient(DEFAULT_URL, tls=tls) as client:
             there = client.is_ready()
         if there:
+            _not_ours(DEFAULT_URL, request_log)
             launch(DEFAULT_URL)
             return
         if (tls_ca or tls_cert) is not None:
             fail(f"nothing answers at {DEFAULT_URL} by TLS; name a server with --url")
-        with embedded_server() as server:
+        with embedded_server(request_log=request_log) as server:
             launch(server.grpc_url)
+
+
+def _not_ours(url: str, request_log: Path | None) -> None:
+    if request_log is not None:
+        complain(f"warning: --request-log has no effect: it is for the server's start, and {url} was started before")
 
 
 @app.command(
@@ -283,7 +313,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except LungstreamsError as error:
-        complain(error)
+        complain(f"{error} (request id {error.request_id})" if error.request_id else error)
         code = EXIT_REFUSED
     except _USAGE_ERROR as error:
         complain(f"{error.format_message()} (see {PROGRAM} --help)")  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def embedded_server(repository: Path | None = None) -> Iterator[TritonServer]:
+def embedded_server(repository: Path | None = None, request_log: Path | None = None) -> Iterator[TritonServer]:
     """A started server, on the usual ports where they are free.
 
     Raises:
@@ -79,7 +79,13 @@ def embedded_server(repository: Path | None = None) -> Iterator[TritonServer]:
     grpc_port, http_port, metrics_port = (
         port if _is_free(usual.host, port) else 0 for port in (usual.grpc_port, usual.http_port, usual.metrics_port)
     )
-    config = ServerConfig(usual.repository, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+    config = ServerConfig(
+        usual.repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        request_log=request_log,
+    )
     server = TritonServer(config)
     try:
         with spinner("Starting the embedded Triton ..."):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def page_launcher(
-    host: str, port: int, users: Path | None, tls: ClientTls | None, *, insecure: bool
+    host: str, port: int, users: Path | None, tls: ClientTls | None, *, insecure: bool, audit_log: Path | None = None
 ) -> Callable[[str], None]:
     """What serves the page in front of a Triton. What can be refused is refused here, before any server starts.
 
@@ -26,24 +26,28 @@ def page_launcher(
         users: File of its users, see `demo.guard.read_users`.
         tls: For a Triton that speaks TLS.
         insecure: See `demo.guard.PageAccess`.
+        audit_log: See `demo.audit.Audit`.
 
     Returns:
         Called with ``host:port`` of Triton's gRPC, it serves until a signal ends it.
 
     Raises:
-        RequestError: If the file is none of users, or others reach the address and nothing says who of them may.
+        RequestError: If the file is none of users, others reach the address and nothing says who of them may, or the
+            audit log can not be written.
     """
+    from demo.audit import Audit
     from demo.guard import PageAccess, check_host, read_users
 
     access = PageAccess(read_users(users) if users is not None else None, insecure)
     check_host(host, access)
+    audit = Audit(audit_log)
 
     def launch(url: str) -> None:
         with spinner("Starting the page ..."):
             from demo.app import launch as launch_page
 
             try:
-                page = launch_page(url, host, port, prevent_thread_lock=True, access=access, tls=tls)
+                page = launch_page(url, host, port, prevent_thread_lock=True, access=access, tls=tls, audit=audit)
             except OSError as error:
                 # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
                 fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")

@@ -26,6 +26,7 @@ from serving.series import Series, Study, read_study
 from serving.studies import open_volume
 from serving.study_reading import read_volume
 from serving.volumes import Volume
+from serving.wire import new_request_id
 
 OF_ONE_CASE: Final = (ScanError, RequestError, InferenceFailed, GeometryError, OSError)
 """What is wrong with one case; anything else is wrong with all of them."""
@@ -63,6 +64,7 @@ class _Sent:
     source: Source
     answer: Future[CaseReport] | _OfOneCase
     data: bytes | None
+    request_id: str
 
 
 class Reader:
@@ -118,14 +120,17 @@ class Reader:
                     left.answer.cancel()
 
     def _send(self, source: Source) -> _Sent:
+        request_id = new_request_id()
         try:
             if self._ask.series:
                 raise RequestError(f"series: expected a study, or series 0 of a scan, got {self._ask.series} of a scan")
             data = _read(source.paths[0])
-            answer = self._client.submit(data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain)
+            answer = self._client.submit(
+                data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain, request_id=request_id
+            )
         except OF_ONE_CASE as error:
-            return _Sent(source, error, None)
-        return _Sent(source, answer, data if self._ask.draws else None)
+            return _Sent(source, error, None, request_id)
+        return _Sent(source, answer, data if self._ask.draws else None, request_id)
 
     def _received(self, sent: _Sent) -> CaseResult:
         try:
@@ -133,7 +138,7 @@ class Reader:
                 raise sent.answer
             return self._scan(sent.source, sent.answer.result(), sent.data)
         except OF_ONE_CASE as error:
-            return failed_case(sent.source.name, error)
+            return failed_case(sent.source.name, error, sent.request_id)
 
     def _scan(self, source: Source, report: CaseReport, data: bytes | None, part: int = 0) -> CaseResult:
         if self._masks is None:
@@ -148,34 +153,45 @@ class Reader:
         return self._exported(case, exports.Case.of_scan(data, report), prefix)
 
     def _study(self, source: Source) -> Iterator[CaseResult]:
+        request_id = new_request_id()
         try:
             if self._ask.modality == "xray":
                 raise RequestError("modality: expected ct or auto for a study, got 'xray'")
             if _is_nifti(source.paths[0]):
-                yield self._volume(source, open_volume(source.paths[0], self._ask.series))
+                yield self._volume(source, open_volume(source.paths[0], self._ask.series), request_id)
                 return
             study = read_study(source.paths[0] if len(source.paths) == 1 else source.paths)
             every = study.series if source.every_series else (study.choose(self._ask.series),)
         except OF_ONE_CASE as error:
-            yield failed_case(source.name, error)
+            yield failed_case(source.name, error, request_id)
             return
         for part, series in enumerate(every):
+            # Each series is a case of its own.
+            request_id = new_request_id()
             try:
-                yield self._series(source, study, series, part)
+                yield self._series(source, study, series, part, request_id)
             except OF_ONE_CASE as error:
-                yield failed_case(source.name, error)
+                yield failed_case(source.name, error, request_id)
 
-    def _series(self, source: Source, study: Study, series: Series, part: int) -> CaseResult:
+    def _series(self, source: Source, study: Study, series: Series, part: int, request_id: str) -> CaseResult:
         if source.every_series and len(series.planes) == 1 and series.planes[0].frame_count == 1:
             data = series.planes[0].blob.read()
-            report = self._client.predict(data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain)
+            report = self._client.predict(
+                data, self._ask.modality, self._ask.thresholds, explain=self._ask.explain, request_id=request_id
+            )
             return self._scan(source, report, data if self._ask.draws else None, part)
-        return self._volume(source, series_volume(series), study, series, part)
+        return self._volume(source, series_volume(series), request_id, study, series, part)
 
     def _volume(
-        self, source: Source, volume: Volume, study: Study | None = None, series: Series | None = None, part: int = 0
+        self,
+        source: Source,
+        volume: Volume,
+        request_id: str,
+        study: Study | None = None,
+        series: Series | None = None,
+        part: int = 0,
     ) -> CaseResult:
-        report = read_volume(self._client, volume, self._ask.thresholds, progress=self._slices)
+        report = read_volume(self._client, volume, self._ask.thresholds, request_id=request_id, progress=self._slices)
         summary = None if series is None else series.summary
         left_out = () if study is None else study.left_out
         if self._masks is None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import InferenceFailed, ServerBusy, ServerError
+from serving.errors import InferenceFailed, LungstreamsError, ServerBusy, ServerError
 from serving.results import CaseReport
 
 DRAIN_S: Final = 30.0
@@ -65,6 +65,20 @@ class _Call:
     started_s: float = field(default_factory=time.perf_counter)
     tries: int = 0
     deadline: threading.Timer | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Settle the future by an error, which bears the request's id from then on. To be claimed before."""
+        if isinstance(error, LungstreamsError):
+            error.request_id = self.request.get("request_id", "")
+        self.future.set_exception(error)
+
+    def settle(self, report: Callable[[], CaseReport]) -> None:
+        """Settle the future by a report."""
+        try:
+            self.future.set_result(report())
+        # Whatever it is belongs to whoever waits: raised here, it would vanish, and they would wait for ever.
+        except Exception as error:
+            self.fail(error)
 
 
 class Calls:
@@ -117,7 +131,7 @@ class Calls:
             self._ended()
             raise
         if not self._cancel_on_server:
-            call.deadline = threading.Timer(self._timeout_s, self._expire, [call.future])
+            call.deadline = threading.Timer(self._timeout_s, self._expire, [call])
             call.deadline.daemon = True
             call.deadline.start()
             if call.future.done():
@@ -155,9 +169,9 @@ class Calls:
             if not call.future.claim():
                 return
             if fault is not None:
-                call.future.set_exception(fault)
+                call.fail(fault)
             else:
-                self._finisher.submit(_settle, call.future, lambda: call.report(result, latency_ms))
+                self._finisher.submit(call.settle, lambda: call.report(result, latency_ms))
         finally:
             self._ended()
 
@@ -178,10 +192,10 @@ class Calls:
             return
         try:
             self._send(call)
-        # As in `_settle`. Here it is a connection that was closed meanwhile.
+        # As in `_Call.settle`. Here it is a connection that was closed meanwhile.
         except Exception as error:
             if call.future.claim():
-                call.future.set_exception(error)
+                call.fail(error)
             self._ended()
 
     def _left_s(self, call: _Call) -> float:
@@ -192,16 +206,6 @@ class Calls:
             self._under_way -= 1
             self._changed.notify_all()
 
-    def _expire(self, future: CaseFuture) -> None:
-        if future.claim():
-            future.set_exception(
-                InferenceFailed(f"expected an answer of {self._url} within {self._timeout_s:g} s, got none")
-            )
-
-
-def _settle(future: CaseFuture, report: Callable[[], CaseReport]) -> None:
-    try:
-        future.set_result(report())
-    # Whatever it is belongs to whoever waits: raised here, it would vanish, and they would wait for ever.
-    except Exception as error:
-        future.set_exception(error)
+    def _expire(self, call: _Call) -> None:
+        if call.future.claim():
+            call.fail(InferenceFailed(f"expected an answer of {self._url} within {self._timeout_s:g} s, got none"))

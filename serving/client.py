@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import pipeline, statistics, wire
 from serving.calls import Calls
-from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
+from serving.errors import InferenceFailed, LungstreamsError, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
 from serving.plausibility import examine
 from serving.results import CaseReport, build_report, resolve_thresholds
@@ -88,6 +88,7 @@ class PipelineClient:
         thresholds: Mapping[str, float] | None = None,
         *,
         explain: bool = False,
+        request_id: str | None = None,
     ) -> CaseReport:
         """Send one scan and wait for its report.
 
@@ -96,6 +97,8 @@ class PipelineClient:
             modality: What it is; ``auto`` lets the file say.
             thresholds: In `[0, 1]` by name; those left out are `pipeline.THRESHOLDS`. 0 opens a gate.
             explain: Whether the report says which parts of the scan speak for each diagnosis: `CaseReport.activation`.
+            request_id: What the case is called here, on the server and at each of its steps, see `CaseReport`; never
+                made of anything of the file. By default one is drawn. Errors bear it, too.
 
         Raises:
             ScanError: If the file can not be used; nothing was sent.
@@ -106,7 +109,7 @@ class PipelineClient:
             ServerBusy: If its queues were full until the deadline, or at once without `retry_busy`.
             ServerMismatch: If the answer is not what `serving.pipeline` says.
         """
-        return self.submit(data, modality, thresholds, explain=explain).result()
+        return self.submit(data, modality, thresholds, explain=explain, request_id=request_id).result()
 
     def submit(
         self,
@@ -115,6 +118,7 @@ class PipelineClient:
         thresholds: Mapping[str, float] | None = None,
         *,
         explain: bool = False,
+        request_id: str | None = None,
     ) -> Future[CaseReport]:
         """Send one scan as `predict` and return at once; the future gives the report, or raises as `predict` does.
 
@@ -125,15 +129,18 @@ class PipelineClient:
             RequestError: As `predict`; at once.
             ServerUnreachable: If nothing answers at the address already.
         """
-        asked = resolve_thresholds(thresholds)
-        scan = decode(data, modality)
-        request = wire.request(data, scan.modality, asked, explain=explain)
+        request_id = request_id or wire.new_request_id()
         try:
-            before = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
-        except InferenceServerException as fault:
-            raise self._error(fault) from fault
+            asked = resolve_thresholds(thresholds)
+            scan = decode(data, modality)
+            before = self._counters()
+        except LungstreamsError as error:
+            error.request_id = request_id
+            raise
         return self._calls.start(
-            request, lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms), self._explain
+            wire.request(data, scan.modality, asked, explain=explain, request_id=request_id),
+            lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms, request_id),
+            self._explain,
         )
 
     def predict_many(
@@ -196,7 +203,7 @@ class PipelineClient:
         asked = resolve_thresholds(thresholds)
         scan = decode(data, modality)
         try:
-            answer = self._triton.infer(**wire.request(data, scan.modality, asked))
+            answer = self._triton.infer(**wire.request(data, scan.modality, asked, request_id=wire.new_request_id()))
         except InferenceServerException as fault:
             raise self._explain(fault) from fault
         return _tensors(answer, scan)
@@ -235,11 +242,14 @@ class PipelineClient:
         Raises:
             ServerUnreachable: If nothing answers at the address.
         """
+        loaded = self._counters()
+        return statistics.versions(loaded, loaded, pipeline.MODEL_NAMES)
+
+    def _counters(self) -> statistics.Reading:
         try:
-            loaded = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
+            return statistics.read(self._triton, _ADMIN_TIMEOUT_S)
         except InferenceServerException as fault:
             raise self._error(fault) from fault
-        return statistics.versions(loaded, loaded, pipeline.MODEL_NAMES)
 
     def _error(self, fault: InferenceServerException) -> ServerError:
         return wire.translate(fault, self.url, timeout_s=_ADMIN_TIMEOUT_S, inferring=False)
@@ -254,6 +264,7 @@ class PipelineClient:
         before: statistics.Reading,
         answer: triton_grpc.InferResult,
         latency_ms: float,
+        request_id: str,
     ) -> CaseReport:
         models = wire.asked_models(scan.modality)
         after = before
@@ -268,6 +279,7 @@ class PipelineClient:
             latency_ms=latency_ms,
             stage_ms=statistics.stage_ms(before, after, models),
             doubts=examine(scan).words,
+            request_id=request_id,
         )
 
 

@@ -38,7 +38,13 @@ _LISTED: Final = 20
 
 
 class LungstreamsError(Exception):
-    """Base of everything that lungstreams raises on purpose."""
+    """Base of everything that lungstreams raises on purpose.
+
+    Attributes:
+        request_id: Of the case that it is about; empty where it is about none.
+    """
+
+    request_id: str = ""
 
 
 class ScanError(LungstreamsError):

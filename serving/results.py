@@ -51,6 +51,8 @@ class CaseReport:
             `serving.activation`; drawn when it is read. None where nobody asked.
         doubts: Why the scan may be no plausible chest scan, as sentences for a reader, see `serving.plausibility`;
             empty when it is one.
+        request_id: What the case is called in the logs of the page and of the server; random, and empty where nobody
+            drew one.
 
     Raises:
         GeometryError: If a mask or map is not of the scan's size.
@@ -70,6 +72,7 @@ class CaseReport:
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     activation: ActivationMaps | None = None
     doubts: tuple[str, ...] = ()
+    request_id: str = ""
 
     def __post_init__(self) -> None:
         _expect_names("diagnosis", self.diagnosis, DIAGNOSIS_NAMES)
@@ -104,6 +107,7 @@ class CaseReport:
             "stage_ms": dict(self.stage_ms),
             "size_hw": list(self.size_hw),
             "doubts": list(self.doubts),
+            "request_id": self.request_id,
         }
 
 
@@ -116,6 +120,7 @@ def build_report(
     latency_ms: float = 0.0,
     stage_ms: Mapping[str, float] = MappingProxyType({}),
     doubts: tuple[str, ...] = (),
+    request_id: str = "",
 ) -> CaseReport:
     """Read the ensemble's answer for one case.
 
@@ -128,6 +133,7 @@ def build_report(
         latency_ms: See `CaseReport`.
         stage_ms: See `CaseReport`.
         doubts: See `CaseReport`.
+        request_id: See `CaseReport`.
 
     Returns:
         The report, with masks in original space.
@@ -165,6 +171,7 @@ def build_report(
         stage_ms=dict(stage_ms),
         activation=_activation(tensors, scan) if pipeline.ACTIVATION.name in tensors else None,
         doubts=doubts,
+        request_id=request_id,
     )
 
 

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from serving import pipeline
+from serving import pipeline, wire
 from serving.burden import Burden, Tally
 from serving.client import PipelineClient
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
@@ -49,6 +49,7 @@ class StudyReading:
         volume: Its files must stay as they are.
         thresholds: In `[0, 1]` by name; those left out are `pipeline.THRESHOLDS`.
         in_flight: How many slices are under way at most.
+        request_id: What the study, and each request for a slice of it, is called in logs. By default one is drawn.
 
     Raises:
         RequestError: If a threshold is not one that the pipeline has.
@@ -61,8 +62,10 @@ class StudyReading:
         thresholds: Mapping[str, float] | None = None,
         *,
         in_flight: int = pipeline.MAX_BATCH_SIZE,
+        request_id: str | None = None,
     ) -> None:
         self.volume = volume
+        self.request_id = request_id or wire.new_request_id()
         self._client = client
         self._thresholds = resolve_thresholds(thresholds)
         self._in_flight = max(1, in_flight)
@@ -128,6 +131,7 @@ class StudyReading:
             thresholds=self._thresholds,
             models=dict(self._models),
             latency_ms=self._latency_ms,
+            request_id=self.request_id,
         )
 
     def lungs_of(self, index: int) -> UInt8[np.ndarray, "h w"]:
@@ -144,7 +148,7 @@ class StudyReading:
     def _send(self, index: int) -> _Sent:
         pixels = self.volume.slice_scan(index).pixels
         _, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
-        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds)
+        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds, request_id=self.request_id)
 
     def _take(self, index: int, pixels: UInt8[np.ndarray, "h w"], report: CaseReport) -> SliceReading:
         empty = np.zeros(self.volume.shape[1:], np.uint8)
@@ -200,6 +204,7 @@ def read_volume(
     thresholds: Mapping[str, float] | None = None,
     *,
     in_flight: int = pipeline.MAX_BATCH_SIZE,
+    request_id: str | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> StudyReport:
     """Read all slices of a volume and wait for the report.
@@ -209,12 +214,13 @@ def read_volume(
         volume: See `StudyReading`.
         thresholds: See `StudyReading`.
         in_flight: See `StudyReading`.
+        request_id: See `StudyReading`.
         progress: Called after each slice with how many are read, and of how many. What it raises stops the study.
 
     Raises:
         LungstreamsError: As `StudyReading` does.
     """
-    with StudyReading(client, volume, thresholds, in_flight=in_flight) as reading:
+    with StudyReading(client, volume, thresholds, in_flight=in_flight, request_id=request_id) as reading:
         for one in reading:
             progress(one.index + 1, len(reading))
         return reading.report()

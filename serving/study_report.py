@@ -88,6 +88,7 @@ class StudyReport:
         thresholds: What the gates were asked to open at.
         models: Version of each model that was asked.
         latency_ms: From the first slice's leaving to the last answer's being there.
+        request_id: As `CaseReport.request_id`: one for the study, which each of its slices bears.
 
     Raises:
         ServerMismatch: If there is no slice, or names do not fit.
@@ -102,6 +103,7 @@ class StudyReport:
     thresholds: Mapping[str, float]
     models: Mapping[str, str]
     latency_ms: float
+    request_id: str = ""
 
     def __post_init__(self) -> None:
         if not self.slices:
@@ -162,6 +164,7 @@ class StudyReport:
             "thresholds": dict(self.thresholds),
             "models": dict(self.models),
             "latency_ms": self.latency_ms,
+            "request_id": self.request_id,
             "shape": list(self.shape),
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
             "problems": list(self.problems),

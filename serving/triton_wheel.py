@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from serving.backends.onnxruntime.request_log import REQUEST_LOG_VARIABLE
 from serving.errors import ServerStartError
 from serving.pipeline import SEGMENTATION
 
@@ -37,13 +38,16 @@ _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THR
 the kernel and is faulted in anew: preparing an X-ray took 4.2 ms so, and takes 3.4 ms."""
 
 
-def stub_environment(wheel: Path, threads: int | None, accelerator: str | None = None) -> dict[str, str]:
+def stub_environment(
+    wheel: Path, threads: int | None, accelerator: str | None = None, request_log: Path | None = None
+) -> dict[str, str]:
     """The environment of Triton and its Python stubs: this process's, with what they find libraries and packages by.
 
     Args:
         wheel: Of `find_wheel`.
         threads: Of `ServerConfig`.
         accelerator: Of `ServerConfig`.
+        request_log: Of `ServerConfig`.
     """
     libraries = [
         wheel.parents[1] / "nvidia_pytriton.libs",
@@ -64,6 +68,7 @@ def stub_environment(wheel: Path, threads: int | None, accelerator: str | None =
         ("LUNGSTREAMS_THREADS", threads),
         ("LUNGSTREAMS_THREADS_BY_MODEL", by_model),
         ("LUNGSTREAMS_ACCELERATOR", accelerator),
+        (REQUEST_LOG_VARIABLE, None if request_log is None else request_log.absolute()),
     ):
         environment.pop(name, None)
         if value is not None:
@@ -107,5 +112,5 @@ def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> 
             shutil.copy2(file, python)
     shutil.copy2(stub, python)
     (target / "onnxruntime").mkdir()
-    for name in ("model.py", "openvino_session.py"):
+    for name in ("model.py", "openvino_session.py", "request_log.py"):
         shutil.copy2(_TWIN / name, target / "onnxruntime")

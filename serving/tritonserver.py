@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, get_args
 
+from serving.backends.onnxruntime.request_log import JsonLines
 from serving.errors import ServerStartError
 from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
 from serving.repository import CONFIG_NAME, DEFAULT_REPOSITORY
@@ -55,6 +56,8 @@ class ServerConfig:
         accelerator: ``openvino`` computes the networks by OpenVINO instead of ONNX Runtime (extra ``openvino``).
         log_path: Where Triton's log goes. None keeps it beside the server's temporary files, which a clean
             stop removes.
+        request_log: File that every step appends a line to for each request, see
+            `serving.backends.onnxruntime.request_log`; None logs no requests.
     """
 
     repository: Path = DEFAULT_REPOSITORY
@@ -65,6 +68,7 @@ class ServerConfig:
     threads: int | None = None
     accelerator: Literal["openvino"] | None = None
     log_path: Path | None = None
+    request_log: Path | None = None
     tls: ServerTls | None = None
     insecure: bool = False
     admin_key: str | None = None
@@ -169,12 +173,14 @@ class TritonServer:
                 f"expected the package {self.config.accelerator}, got an environment without it: "
                 f"pip install 'lungstreams[{self.config.accelerator}]'"
             )
+        _check_request_log(self.config.request_log)
         wheel = find_wheel()
         sweep()
         self.config = _with_free_ports(self.config)
         self._work = make_work_folder()
         try:
-            environment = stub_environment(wheel, self.config.threads, self.config.accelerator)
+            config = self.config
+            environment = stub_environment(wheel, config.threads, config.accelerator, config.request_log)
             lay_out_backends(wheel, self._work / "backends", environment)
             self._process = spawn(arguments(self.config, wheel, self._work), environment, self.log_path)
             self._wait_until_ready(timeout_s)
@@ -248,6 +254,16 @@ def _models_of(repository: Path) -> tuple[str, ...]:
     if not models:
         raise ServerStartError(f"expected a model repository at {repository}, got a folder without any */{CONFIG_NAME}")
     return tuple(models)
+
+
+def _check_request_log(path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        JsonLines(path, warn=str)
+    except OSError as error:
+        problem = f"request log: expected a file that can be written at {path}, got: {error.strerror or error}"
+        raise ServerStartError(problem) from error
 
 
 def _with_free_ports(config: ServerConfig) -> ServerConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -96,8 +97,18 @@ def asked_models(modality: Modality) -> tuple[str, ...]:
     )
 
 
+def new_request_id() -> str:
+    """An id for a case: drawn at random, so that it says nothing of the case to who has no log."""
+    return uuid.uuid4().hex
+
+
 def request(
-    data: bytes, modality: Modality, thresholds: Mapping[str, float], *, explain: bool = False
+    data: bytes,
+    modality: Modality,
+    thresholds: Mapping[str, float],
+    *,
+    explain: bool = False,
+    request_id: str = "",
 ) -> dict[str, Any]:
     """The keyword arguments of tritonclient's `infer` and `async_infer` for one scan.
 
@@ -106,6 +117,7 @@ def request(
         modality: Of the scan, resolved.
         thresholds: All of `pipeline.THRESHOLD_NAMES`, in `[0, 1]`.
         explain: Whether to ask for the activation maps, too.
+        request_id: What Triton, and each step that it runs, calls the request.
     """
     values = {
         pipeline.SCAN.name: np.array([[data]], dtype=np.object_),
@@ -125,6 +137,7 @@ def request(
         "outputs": [
             triton_grpc.InferRequestedOutput(tensor.name) for tensor in wanted_outputs(modality, explain=explain)
         ],
+        "request_id": request_id,
     }
 
 

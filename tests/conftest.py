@@ -35,8 +35,9 @@ def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_triton(toy_repository: Path) -> Iterator[TritonServer]:
-    """A started server over `tests.toy_models`: every answer can be computed from the image."""
-    config = ServerConfig(toy_repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)
+def toy_triton(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A started server over `tests.toy_models`: every answer can be computed from the image. Logs its requests."""
+    log = tmp_path_factory.mktemp("requests") / "requests.jsonl"
+    config = ServerConfig(toy_repository, grpc_port=0, http_port=0, metrics_port=0, threads=1, request_log=log)
     with TritonServer(config) as server:
         yield server

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lungstreams import cli
 from serving import phantom, pipeline
 from serving.activation import CAUTION, render_heat, restore_map
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
@@ -28,6 +29,7 @@ from tests.toy_models import expected_activation, expected_mask
 
 COMMAND = [sys.executable, "-m", "lungstreams"]
 ALL_OPEN = [f"--threshold={name}=0" for name in pipeline.THRESHOLD_NAMES]
+REQUESTS = "requests.jsonl"
 ANY_PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
 
 
@@ -98,7 +100,7 @@ class TestPredictAsJson:
     ) -> None:
         done, broken, dicom, missing, chest = cases_of(run[0])
         assert run[0].returncode == 1
-        assert set(broken) == {"file", "error"}
+        assert set(broken) == {"file", "error", "request_id"}
         assert broken["error"]["type"] == "UnreadableScan"
         assert "PNG" in broken["error"]["message"]
         assert missing["error"] == {"type": "FileNotFoundError", "message": "No such file or directory"}
@@ -109,7 +111,7 @@ class TestPredictAsJson:
         for case in (cases_of(run[0])[0], cases_of(run[0])[2]):
             assert set(case) == {
                 *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models"),
-                *("latency_ms", "doubts"),
+                *("latency_ms", "doubts", "request_id"),
             }
             assert case["doubts"] == []
             assert case["modality"] == "ct"
@@ -230,7 +232,10 @@ class TestPredict:
             *("predict", scans / "slice.dcm", scans / "slice.png", "--url", toy_triton.grpc_url, "--modality=xray")
         )
         assert run.returncode == 1
-        assert re.match(r"lungstreams: .*slice.dcm: RequestError: .*", only_line(run.stderr))
+        # With what its lines in a log can be found by.
+        assert re.match(
+            r"lungstreams: .*slice.dcm: RequestError: .* \(request id [0-9a-f]{32}\)$", only_line(run.stderr)
+        )
         assert "slice.png" in run.stdout
 
     def test_no_server_is_one_line_that_says_how_to_start_one(self, scans: Path, dead_url: str) -> None:
@@ -284,8 +289,9 @@ class Serving:
 
 
 @pytest.fixture
-def serving(toy_repository: Path) -> Iterator[Serving]:
-    running = Serving("serve", "--repository", toy_repository, *ANY_PORTS, "--threads=1")
+def serving(toy_repository: Path, tmp_path: Path) -> Iterator[Serving]:
+    log = f"--request-log={tmp_path / REQUESTS}"
+    running = Serving("serve", "--repository", toy_repository, *ANY_PORTS, "--threads=1", log)
     yield running
     running.kill()
 
@@ -300,12 +306,13 @@ def children_of(pid: int) -> set[int]:
 class TestServe:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_says_that_it_is_ready_serves_and_stops_cleanly(
-        self, serving: Serving, scans: Path, number: signal.Signals
+        self, serving: Serving, scans: Path, number: signal.Signals, tmp_path: Path
     ) -> None:
         ready = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+)\n", serving.first_line)
         assert ready, serving.first_line
         (case,) = cases_of(lungstreams("predict", scans / "slice.png", "--url", ready[1], "--json"))
         assert case["modality"] == "ct"
+        assert (tmp_path / REQUESTS).read_text().count(case["request_id"]) == len(pipeline.STEPS)
         started = children_of(serving.process.pid)
         assert started
         assert serving.stop(number) == (0, "", "")
@@ -340,6 +347,10 @@ class TestServe:
             (["--grpc-port=many"], "--grpc-port"),
             (["--threads=0"], "expected at least 1 thread, got 0"),
             (["--repository=nowhere", *ANY_PORTS], "expected a model repository at nowhere, got no such folder"),
+            (
+                ["--request-log=nowhere/log", *ANY_PORTS],
+                "can be written at nowhere/log, got: No such file or directory",
+            ),
         ],
     )
     def test_what_can_not_be_served_is_one_line(self, arguments: list[str], expected: str) -> None:
@@ -367,6 +378,18 @@ class TestDemo:
             run = lungstreams("demo", "--url", toy_triton.grpc_url, "--port", port)
         assert run.returncode == 2
         assert str(port) in only_line(run.stderr)
+
+    def test_an_audit_log_that_can_not_be_written_is_one_line(self, dead_url: str) -> None:
+        run = lungstreams("demo", "--url", dead_url, "--audit-log", "nowhere/log")
+        assert run.returncode == 2
+        said = "audit log: expected a file that can be written at nowhere/log, got: No such file or directory"
+        assert only_line(run.stderr) == f"lungstreams: {said}"
+
+    def test_a_request_log_of_a_server_that_is_not_ours_is_warned_of(self, capsys: pytest.CaptureFixture[str]) -> None:
+        cli._not_ours("box:8001", Path("log"))
+        assert "warning: --request-log has no effect" in only_line(capsys.readouterr().err)
+        cli._not_ours("box:8001", None)
+        assert capsys.readouterr().err == ""
 
 
 class TestRepository:

@@ -35,7 +35,7 @@ SIDE = 72
 AFFINE = np.array([[0, 0, 0.7, 0], [0, 0.8, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
 CASE_KEYS = {
     *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models", "latency_ms"),
-    "study",
+    *("study", "request_id"),
 }
 CANARIES = (PATIENT, "Erika", "4711", "19700101", "Canary")
 
@@ -222,5 +222,7 @@ def test_nothing_names_the_patient(studies: Path, tmp_path: Path, toy_triton: Tr
     for path in written:
         data = path.read_bytes()
         said += nibabel.load(path).header.binaryblock if path.name.endswith(".gz") else data
+    assert toy_triton.config.request_log is not None
+    said += toy_triton.config.request_log.read_bytes()
     for canary in CANARIES:
         assert canary.encode() not in said, canary

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,13 +24,19 @@ USER, PASSWORD = "reader", "a long password"
 
 
 @pytest.fixture(scope="module")
-def guarded_url(toy_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page with users, as the command serves it."""
+def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("audit") / "audit.jsonl"
+
+
+@pytest.fixture(scope="module")
+def guarded_url(toy_triton: TritonServer, audit_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page with users and an audit log, as the command serves it."""
     users = tmp_path_factory.mktemp("users") / "users"
     users.write_text(f"{USER}:{PASSWORD}\n")
     users.chmod(0o600)
     command = [sys.executable, "-m", "lungstreams", "demo", "--url", toy_triton.grpc_url, "--port", str(free_port())]
-    with subprocess.Popen([*command, "--users", str(users)], stdout=subprocess.PIPE, text=True) as process:
+    command += ["--users", str(users), "--audit-log", str(audit_log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().removeprefix("ready page=").strip()
         process.terminate()
@@ -59,10 +67,15 @@ def watched(browser: Browser) -> Iterator[Watched]:
         yield Watched(context.new_page())
 
 
-def test_a_user_logs_in_and_reads_a_scan_and_the_policy_is_in_nobodys_way(watched: Watched, guarded_url: str) -> None:
+def test_a_user_logs_in_and_reads_a_scan_and_the_policy_is_in_nobodys_way(
+    watched: Watched, guarded_url: str, audit_log: Path
+) -> None:
     watched.log_in(guarded_url, PASSWORD)
     upload(watched.page, "slice.png", phantom.png_bytes(phantom.ct_slice(seed=1).pixels))
     expect(watched.page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES))
+    shown = watched.page.locator("#how code").last.text_content()
+    watched.page.locator("#export-csv").click()
+    expect(watched.page.locator("#file a")).to_be_visible()
     study = {"name": "study.zip", "mimeType": "application/zip", "buffer": study_zip()}
     open_tab(watched.page, "Volume")
     watched.page.locator("#study input[type=file]").set_input_files(study)  # type: ignore[arg-type]
@@ -73,6 +86,12 @@ def test_a_user_logs_in_and_reads_a_scan_and_the_policy_is_in_nobodys_way(watche
     # Moved by the page's own script, which Gradio puts in where it runs.
     expect(watched.page.locator(".ls-field")).to_have_attribute("aria-valuenow", slider.input_value())
     assert watched.said == []
+    scan, export, volume = (json.loads(line) for line in audit_log.read_text().splitlines())
+    assert {line["user"] for line in (scan, export, volume)} == {USER}
+    assert scan["request_id"] == export["request_id"] == shown
+    assert (scan["event"], scan["modality"], scan["outcome"]) == ("case", "ct", "ok")
+    assert (export["event"], export["format"], export["outcome"]) == ("export", "csv", "ok")
+    assert (volume["event"], volume["modality"], volume["outcome"]) == ("case", "ct study", "ok")
     # Nobody else is asked for anything: no analytics, no fonts, no share link.
     assert [url for url in watched.asked if not url.startswith((guarded_url, "data:", "blob:"))] == []
 

@@ -23,8 +23,12 @@ from urllib.request import urlopen
 START_TIMEOUT_S = 90.0
 _PROGRAM = """
 import json, sys
+from pathlib import Path
 from demo.app import launch
-launch(sys.argv[1], port=int(sys.argv[2]), **json.loads(sys.argv[3]))
+from demo.audit import Audit
+options = json.loads(sys.argv[3])
+audit = Audit(Path(options.pop("audit_log"))) if "audit_log" in options else None
+launch(sys.argv[1], port=int(sys.argv[2]), audit=audit, **options)
 """
 
 
@@ -37,7 +41,7 @@ def free_port() -> int:
 
 @contextmanager
 def served_page(
-    triton_url: str, *, environment: Mapping[str, str] | None = None, log: Path | None = None, **options: int
+    triton_url: str, *, environment: Mapping[str, str] | None = None, log: Path | None = None, **options: int | str
 ) -> Iterator[str]:
     """Serve the page on a free port, and end it.
 
@@ -45,7 +49,7 @@ def served_page(
         triton_url: ``host:port`` of Triton's gRPC endpoint; need not answer.
         environment: Of its process, beside ours.
         log: Where what it says goes.
-        options: Of `demo.app.launch`.
+        options: Of `demo.app.launch`; and ``audit_log``, the path of its audit log.
 
     Yields:
         The address for a browser.

@@ -57,7 +57,12 @@ def test_scans_and_studies_and_what_is_neither(tmp_path: Path, toy_triton: Trito
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     paths = [tmp_path / name for name in files]
-    rows = {row.name: row for row in folder.read_folder(toy_triton.grpc_url, paths, {}, threading.Event())}
+    ended: list[folder.Outcome] = []
+    reading = folder.read_folder(toy_triton.grpc_url, paths, {}, threading.Event(), ended=ended.append)
+    rows = {row.name: row for row in reading}
+    ids = [str(row.to_json()["request_id"]) for row in rows.values()]
+    assert all(ids)
+    assert sorted(ids) == sorted({outcome.request_id for outcome in ended})
     assert {row.number for row in rows.values()} == {1, 2, 3, 4}
     assert rows["study.zip"].to_json()["shape"] == [3, 64, 64]
     assert rows["words.png"].to_json()["error"]["type"] == "UnreadableScan"  # type: ignore[index]

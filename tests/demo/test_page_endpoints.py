@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
 from demo import about
-from serving import phantom
+from serving import phantom, pipeline
 from serving.phantom_volume import ct_volume, series_zip_bytes
 from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.triton]
 
 PATIENCE_S = 60
 PATIENT = "Mustermann-Erika"
+AUDIT = "audit.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(toy_triton: TritonServer, folder: Path) -> Iterator[str]:
     own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "cache")}
-    with served_page(toy_triton.grpc_url, environment=own, log=folder / "log") as url:
+    with served_page(toy_triton.grpc_url, environment=own, log=folder / "log", audit_log=str(folder / AUDIT)) as url:
         yield url
 
 
@@ -126,6 +128,58 @@ def uploaded(folder: Path) -> list[str]:
     return found
 
 
+def test_a_case_has_one_id_from_the_page_to_every_step(
+    page: str, toy_triton: TritonServer, folder: Path, files: Path
+) -> None:
+    program = f"""
+import json
+from gradio_client import Client, handle_file
+page = Client({page!r}, verbose=False)
+ask = lambda name, *given, of: page.submit(handle_file(name), *given, 0, 0, 0, 0, api_name=of)
+both = [ask("scan.png", modality, of="/predict") for modality in ("ct", "xray")]
+said = [job.result() for job in both]
+said.append(page.predict([handle_file("study.zip")], None, 0, 0, 0, 0, api_name="/predict_volume"))
+said.extend(page.predict([handle_file("words.png")], 0, 0, 0, 0, api_name="/predict_folder"))
+print(json.dumps([said, str(ask("scan.png", "ct", 0.45, of="/read").result())]))
+"""
+    answers, shown = json.loads(run(program, files))
+    ids = [answer["request_id"] for answer in answers]
+    assert len(set(ids)) == len(ids)
+    audited = {line["request_id"]: line for line in lines_of(folder / AUDIT)}
+    ct, xray, study, words = (audited[request_id] for request_id in ids)
+    assert [(line["modality"], line["outcome"]) for line in (ct, xray, study, words)] == [
+        *(("ct", "ok"), ("xray", "ok"), ("ct study", "ok")),
+        (None, "UnreadableScan"),
+    ]
+    for line, answer in zip((ct, xray, study), answers, strict=False):
+        assert (line["event"], line["user"]) == ("case", "-")
+        assert line["models"] == answer["models"]
+        assert line["latency_ms"] == pytest.approx(answer["latency_ms"], abs=0.001)
+    steps = {request_id: steps_of(toy_triton, request_id) for request_id in ids}
+    models = sorted(step.model for step in pipeline.STEPS)
+    assert steps[ids[0]] == models
+    assert steps[ids[1]] == ["preprocess", "recognition"]
+    assert steps[ids[2]] == sorted(models * 3)
+    assert steps[ids[3]] == []
+    # What a visitor can quote.
+    assert [line for line in audited.values() if f"Request id: <code>{line['request_id']}</code>" in shown]
+
+
+def log_of(server: TritonServer) -> Path:
+    assert server.config.request_log is not None
+    return server.config.request_log
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def steps_of(server: TritonServer, request_id: str) -> list[str]:
+    found = [line for line in lines_of(log_of(server)) if line["request_id"] == request_id]
+    assert all((line["version"], line["outcome"]) == ("1", "ok") for line in found)
+    return sorted(line["step"] for line in found)
+
+
 def test_names_of_files_are_not_logged(page: str, files: Path, folder: Path) -> None:
     program = f"""
 from gradio_client import Client, handle_file
@@ -134,9 +188,10 @@ for name in ({PATIENT + ".png"!r}, "words.png"):
     assert page.predict(handle_file(name), "auto", 0, 0.5, 0.5, 0.5, api_name="/predict")
 """
     run(program, files)
-    log = (folder / "log").read_text()
-    assert PATIENT not in log
-    assert "words.png" not in log
+    for log in ("log", AUDIT):
+        said = (folder / log).read_text()
+        assert PATIENT not in said
+        assert "words.png" not in said
 
 
 def test_nothing_of_a_patient_is_in_any_answer_log_metric_or_file_of_ours(
@@ -170,6 +225,11 @@ print(page.predict(handle_file("slice.dcm"), "auto", 0.45, *gates, api_name="/re
     with urlopen(f"http://{toy_triton.metrics_url}/metrics", timeout=30) as metrics:
         told = {"answers": answers, "metrics": metrics.read().decode(), "Triton's log": toy_triton.log_path.read_text()}
     told["the page's log"] = (folder / "log").read_text()
+    told["the audit log"] = (folder / AUDIT).read_text()
+    told["the request log"] = log_of(toy_triton).read_text()
+    # There is something in which nothing was to be found.
+    assert "UnreadableScan" in told["the audit log"]
+    assert "segment_all" in told["the request log"]
     for path in folder.rglob("*"):
         # What was uploaded is kept as it came, in the private folder, for an hour.
         if path.is_file() and path.name not in sent:

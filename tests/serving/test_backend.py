@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import pipeline, repository
+from serving.backends.onnxruntime.request_log import REQUEST_LOG_VARIABLE
 
 SOURCE = Path(repository.__file__).parent / "backends" / "onnxruntime" / "model.py"
 
@@ -50,8 +52,11 @@ class FakeTensor:
 
 
 class FakeRequest:
-    def __init__(self, outputs: list[str], **inputs: np.ndarray) -> None:
-        self._outputs, self._inputs = outputs, inputs
+    def __init__(self, outputs: list[str], id_: str = "", **inputs: np.ndarray) -> None:
+        self._outputs, self._id, self._inputs = outputs, id_, inputs
+
+    def request_id(self) -> str:
+        return self._id
 
     def inputs(self) -> list[FakeTensor]:
         return [FakeTensor(name, array) for name, array in self._inputs.items()]
@@ -139,8 +144,10 @@ def initialized(twin: ModuleType, folder: Path, of: dict[str, Any]) -> Any:
     return model
 
 
-def request(x: list[list[int]], i: list[int], outputs: tuple[str, ...] = ("doubled", "looked_up")) -> FakeRequest:
-    return FakeRequest(list(outputs), x=np.array(x, np.uint8), i=np.array(i, np.int64))
+def request(
+    x: list[list[int]], i: list[int], outputs: tuple[str, ...] = ("doubled", "looked_up"), id_: str = ""
+) -> FakeRequest:
+    return FakeRequest(list(outputs), id_, x=np.array(x, np.uint8), i=np.array(i, np.int64))
 
 
 def test_it_knows_every_parameter_of_the_cpp_backend_and_no_other(twin: ModuleType) -> None:
@@ -373,3 +380,41 @@ def test_an_answer_of_openvino_outlives_the_next_run(twin: ModuleType, tmp_path:
     kept = first.copy()
     fast.execute([request([[7, 8]], [0])])
     np.testing.assert_array_equal(first, kept)
+
+
+def test_every_request_of_a_batch_is_a_line_of_its_own(
+    twin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "requests.jsonl"
+    monkeypatch.setenv(REQUEST_LOG_VARIABLE, str(log))
+    ids = [uuid.uuid4().hex for _ in range(3)]
+    # The second fails at run time, and its words name the row that it asked for.
+    batch = [request([[1, 2]], [0], id_=ids[0]), request([[3, 4]], [77], id_=ids[1])]
+    batch.append(request([[5, 6], [7, 8]], [1, 2], id_=ids[2]))
+    answers = started(twin, tmp_path).execute(batch)
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["request_id"], line["items"]) for line in lines] == list(zip(ids, (1, 1, 2), strict=True))
+    assert {(line["step"], line["version"], line["batch"]) for line in lines} == {("m", "1", 4)}
+    assert lines[0]["outcome"] == lines[2]["outcome"] == "ok"
+    assert lines[1]["outcome"] == "InvalidArgument"
+    assert "77" in answers[1].error
+    assert "77" not in json.dumps([line["outcome"] for line in lines])
+
+
+def test_without_a_request_log_no_request_is_asked_for_its_id(
+    twin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(REQUEST_LOG_VARIABLE, raising=False)
+    monkeypatch.delattr(FakeRequest, "request_id")
+    (answer,) = started(twin, tmp_path).execute([request([[1, 2]], [0])])
+    assert answer.error is None
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_request_log_that_can_not_be_written_is_said_at_the_start(
+    twin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REQUEST_LOG_VARIABLE, str(tmp_path / "nowhere" / "log"))
+    with pytest.raises(FakeModelException, match="No such file or directory"):
+        started(twin, tmp_path)

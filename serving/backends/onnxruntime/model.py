@@ -5,7 +5,7 @@ The embedded server's wheel has no C++ ONNX Runtime backend; this file takes its
 same parameters as ``src/onnxruntime.cc`` of triton-inference-server/onnxruntime_backend.
 
 It runs inside Triton's Python stub, one process per model instance, from a copy of this folder alone. So it imports
-nothing of ours but ``openvino_session`` beside it, and that only where a model asks for OpenVINO.
+nothing of ours but what lies beside it: ``request_log``, and ``openvino_session`` where a model asks for OpenVINO.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -188,13 +191,19 @@ def open_session(path: Path, config: Mapping[str, Any], environment: Mapping[str
     options = session_options(config, environment)
     if accelerator_of(config, environment) is None:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return _beside("openvino_session").OpenVinoSession(path, options.intra_op_num_threads)
+
+
+def _beside(name: str) -> ModuleType:
     # By its path: the stub does not promise that this folder is where Python looks.
-    spec = importlib.util.spec_from_file_location("openvino_session", Path(__file__).with_name("openvino_session.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     if spec is None or spec.loader is None:
-        raise ImportError("expected openvino_session.py beside the backend, got none")
+        raise ImportError(f"expected {name}.py beside the backend, got none")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs, as `import` does: dataclasses look their module up.
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    return module.OpenVinoSession(path, options.intra_op_num_threads)
+    return module
 
 
 def spinning(version: str) -> dict[str, str]:
@@ -346,6 +355,8 @@ class TritonPythonModel:
         try:
             path = model_path(args["model_repository"], args["model_version"], config)
             session = open_session(path, config, os.environ)
+            self._request_log = _beside("request_log")
+            self._log = self._request_log.StepLog.of_stub(args, os.environ, pb_utils.Logger.log_warn)
         except Exception as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         pb_utils.Logger.log_info(f"{args['model_name']}: computed by {type(session).__name__}")
@@ -353,9 +364,19 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch, each by its own response."""
+        started_s = time.perf_counter()
         feeds = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         answers = self._network.run_many(feeds, [list(request.requested_output_names()) for request in requests])
+        if self._log is not None:
+            done = [self._done(*each) for each in zip(requests, feeds, answers, strict=True)]
+            self._log.write(done, 1e3 * (time.perf_counter() - started_s))
         return [_response(answer) for answer in answers]
+
+    def _done(self, request: Any, feeds: Feeds, answer: Feeds | Exception) -> Any:
+        items = max((array.shape[0] for array in feeds.values() if array.ndim), default=0)
+        if isinstance(answer, Exception):
+            return self._request_log.Done.failed(request.request_id(), items, answer)
+        return self._request_log.Done(request.request_id(), items)
 
     def finalize(self) -> None:
         """Let the session go."""
