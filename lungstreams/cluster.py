@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ TASKS_A_CORE: Final = 2
 RETRIES: Final = 3
 """How often a case is done again whose worker died."""
 
+_CONNECT_S: Final = 10.0
 _LOOPBACK: Final = ("localhost", "127.", "[::1]", "::1")
 # Below what Ray takes by default, a third of the memory: what passes through it here is lines of JSON.
 _STORE_BYTES: Final = 80 * 1024 * 1024
@@ -49,14 +51,9 @@ class Cluster:
         url: Triton's gRPC address.
         ask: What is asked.
         tls: For a server that speaks TLS.
-
-    Raises:
-        RequestError: If the address is none.
     """
 
     def __init__(self, address: str | None, url: str, ask: Ask, tls: ClientTls | None = None) -> None:
-        if address is not None and "://" in address:
-            raise RequestError(f"--ray-address: expected HOST:PORT of a cluster's head, got {address!r}")
         self._address = address
         self._ray = _import_ray(address)
         self._url, self._ask, self._tls = url, ask, tls
@@ -132,7 +129,7 @@ class Cluster:
             raise RequestError(f"--out: {masks.folder} can not be written: {error.strerror or error}") from None
 
     def _started(self) -> Any:
-        how = {"address": self._address} if self._address is not None else self._alone()
+        how = self._alone() if self._address is None else _joined(self._address)
         before = signal.getsignal(signal.SIGTERM)
         self._open.callback(self._stop)
         try:
@@ -188,6 +185,18 @@ def check_reach(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
             f"--url: expected an address that the {len(machines)} machines of the cluster reach, got {url}: serve with "
             "--public, or in a container"
         )
+
+
+def _joined(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    try:
+        # Ray itself would try for minutes.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"--ray-address: expected the HOST:PORT of a cluster's head, got {address}: {error}"
+        ) from None
+    return {"address": address}
 
 
 def _import_ray(address: str | None) -> Any:

@@ -105,7 +105,7 @@ def parse_engine(given: str, address: str | None, url: str, ask: Ask, tls: Clien
     """The cluster that the cases are done on; None for this process. Ends the command where Ray is not installed.
 
     Raises:
-        RequestError: If there is an address for nothing, or one that is none.
+        RequestError: If there is an address for nothing.
     """
     if given == "ray":
         return Cluster(address, url, ask, tls)
