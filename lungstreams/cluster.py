@@ -165,7 +165,7 @@ class Cluster:
             for ready in self._waiting:
                 self._ray.cancel(ready)
             self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=DRAIN_S)
-        self._waiting.clear()
+            self._waiting.clear()
         self._ray.shutdown()
 
 
