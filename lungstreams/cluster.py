@@ -203,9 +203,11 @@ def _import_ray(address: str | None) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # For ever, if it had its way.
-    if address is None:
-        # Whoever reaches its ports runs code as this user: loopback alone, and who does not know the word may not.
+    if address is None or address.startswith(_LOOPBACK):
+        # Else loopback is this machine's address in a network to Ray, to listen at and to call.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if address is None:
+        # Whoever reaches its ports runs code as this user: who does not know the word may not.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return extra("ray")
