@@ -131,6 +131,8 @@ class Cluster:
     def _started(self) -> Any:
         how = self._alone() if self._address is None else _joined(self._address)
         before = signal.getsignal(signal.SIGTERM)
+        # Ray 2.60 writes of workers that died to standard output, `log_to_driver` or not: into lines of JSON.
+        self._ray._private.worker.print_to_stdstream = _say_nothing
         self._open.callback(self._stop)
         try:
             self._ray.init(**how, log_to_driver=False, configure_logging=False, logging_level="ERROR")
@@ -185,6 +187,10 @@ def check_reach(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
             f"--url: expected an address that the {len(machines)} machines of the cluster reach, got {url}: serve with "
             "--public, or in a container"
         )
+
+
+def _say_nothing(data: Any, ignore_prefix: bool) -> None:
+    pass
 
 
 def _joined(address: str) -> dict[str, Any]:
