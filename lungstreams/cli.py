@@ -75,6 +75,13 @@ RequestLog = Annotated[
 ]
 
 
+class Engine(str, Enum):
+    """Where the cases of `predict` are done."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Accelerator(str, Enum):
     """As `serving.tritonserver.ServerConfig.accelerator`."""
 
@@ -226,6 +233,7 @@ def _not_ours(url: str, request_log: Path | None) -> None:
         "lungstreams predict series.zip --series 1 --json",
         "lungstreams predict scans --out results",
         "lungstreams predict scan.png --out pictures --explain",
+        "lungstreams predict /archive --out /archive-results --engine ray --ray-address head:6379 --url triton:8001",
     )
 )
 def predict(
@@ -269,6 +277,13 @@ def predict(
         typer.Option("--explain", help="Also write what speaks for a scan's likeliest diagnosis to --out, as heat."),
     ] = False,
     resume: Annotated[bool, typer.Option(help="Leave out what an earlier run over the same folder has done.")] = True,
+    engine: Annotated[
+        Engine, typer.Option(help="Where cases are done: here, or on a Ray cluster (extra ray).")
+    ] = Engine.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Head of a Ray cluster. [dim]Default: one of this machine alone[/dim]"),
+    ] = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -282,6 +297,10 @@ def predict(
     Masks are at the scan's own size, their values are class ids: palette PNG for a scan; for a study NIfTI on its own
     voxels, or a folder of PNG where slices are not equally far apart. Heat says what the network looked at, which may
     lie outside of the lungs, and not where disease is; a study has none.
+
+    With --engine ray the cases of a batch are recorded as they are done, in no order. Each machine of the cluster reads
+    files, and writes masks, at the paths that are given here, and calls --url: share the folders, and name a Triton
+    that all reach. A run goes on with either engine.
 
     Exit code 0 if everything was read, 1 if some could not be (the others are done), 2 if nothing could be asked, 130
     if it was stopped.
@@ -301,7 +320,9 @@ def predict(
     )
     output = predicting.Output(as_json, out, resume)
     tls = client_tls(tls_ca, tls_cert, tls_key)
-    raise typer.Exit(predicting.predict_files(files, url or DEFAULT_URL, ask, output, tls))
+    server = url or DEFAULT_URL
+    cluster = predicting.parse_engine(engine.value, ray_address, server, ask, tls)
+    raise typer.Exit(predicting.predict_files(files, server, ask, output, tls, cluster))
 
 
 working.register(app)

@@ -21,5 +21,5 @@ def extra(module: str) -> Any:
         missing = (error.name or "").partition(".")[0]
         if missing in _OURS:
             raise
-        name = "[train]" if module.startswith("train.") else ""
+        name = "[train]" if module.startswith("train.") else "[ray]" if module == "ray" else ""
         fail(f"expected the package {missing}, got an environment without it: pip install 'lungstreams{name}'")

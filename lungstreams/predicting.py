@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lungstreams.cases import CaseResult, failed_case
+from lungstreams.cluster import Cluster
 from lungstreams.console import EXIT_SOME_FAILED, complain, fail, out, stopped_by_signals
 from lungstreams.ledger import LINES_NAME, TABLE_NAME, Ledger, fingerprint
 from lungstreams.masks import MaskFolder
@@ -99,6 +101,19 @@ def parse_explain(given: bool, folder: Path | None) -> bool:
     return given
 
 
+def parse_engine(given: str, address: str | None, url: str, ask: Ask, tls: ClientTls | None) -> Cluster | None:
+    """The cluster that the cases are done on; None for this process. Ends the command where Ray is not installed.
+
+    Raises:
+        RequestError: If there is an address for nothing.
+    """
+    if given == "ray":
+        return Cluster(address, url, ask, tls)
+    if address is not None:
+        raise RequestError("--ray-address: expected --engine ray with it, got it alone")
+    return None
+
+
 def list_series(given: Sequence[Path]) -> int:
     """Write the series of each archive and folder, with the number that ``--series`` takes: the exit code."""
     failed = False
@@ -117,15 +132,30 @@ def list_series(given: Sequence[Path]) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output, tls: ClientTls | None = None) -> int:
+def predict_files(
+    given: Sequence[Path],
+    url: str,
+    ask: Ask,
+    output: Output,
+    tls: ClientTls | None = None,
+    cluster: Cluster | None = None,
+) -> int:
     """Ask for each file and each scan of each folder, and write what came: the exit code.
+
+    Args:
+        given: Files and folders.
+        url: Triton's gRPC address.
+        ask: What is asked.
+        output: Where and how cases are written.
+        tls: For a server that speaks TLS.
+        cluster: Where the cases are done, with the same address, question and TLS; None: in this process.
 
     Raises:
         RequestError: If there is nothing to read, or another run writes to the folder.
         ServerError: If the server can not be asked at all.
     """
     code = EXIT_STOPPED
-    with stopped_by_signals(), PipelineClient(url, tls=tls) as client:
+    with stopped_by_signals(), PipelineClient(url, tls=tls) as client, cluster or nullcontext():
         try:
             client.check()
         except ServerUnreachable as error:
@@ -133,23 +163,23 @@ def predict_files(given: Sequence[Path], url: str, ask: Ask, output: Output, tls
                 f"{error}; start a server with `lungstreams serve`, or name one with --url"
             ) from error
         listing = list_sources(given, ask.series, output.folder)
-        run = _Run(client, ask, output)
+        run = _Run(client, ask, output, cluster)
         code = run.batch(listing) if listing.folders else run.by_hand(listing)
     return code
 
 
 class _Run:
-    def __init__(self, client: PipelineClient, ask: Ask, output: Output) -> None:
+    def __init__(self, client: PipelineClient, ask: Ask, output: Output, cluster: Cluster | None) -> None:
         self._client = client
         self._ask = ask
         self._output = output
+        self._cluster = cluster
         self._outcomes: Counter[bool] = Counter()
 
     def by_hand(self, listing: Listing) -> int:
         masks = MaskFolder(self._output.folder) if self._output.folder is not None else None
         with Bars(len(listing.sources)) as bars:
-            reader = Reader(self._client, self._ask, masks, slices=bars.slices)
-            for _, cases in reader.read(listing.sources):
+            for _, cases in self._cases(listing.sources, masks, bars, at_once=1):
                 bars.done()
                 self._write(cases, bars, in_short=False)
         return EXIT_SOME_FAILED if self._outcomes[True] else 0
@@ -189,8 +219,7 @@ class _Run:
             return ledger.outcomes
 
     def _read(self, sources: Iterable[Source], masks: MaskFolder | None, ledger: Ledger | None, bars: Bars) -> None:
-        reader = Reader(self._client, self._ask, masks, in_flight=pipeline.MAX_BATCH_SIZE, slices=bars.slices)
-        for source, cases in reader.read(sources):
+        for source, cases in self._cases(sources, masks, bars, at_once=pipeline.MAX_BATCH_SIZE):
             if ledger is not None:
                 try:
                     ledger.add(source, cases)
@@ -198,6 +227,14 @@ class _Run:
                     fail(f"--out: {ledger.folder} can not be written: {error.strerror or error}")
             bars.done()
             self._write(cases, bars, in_short=True)
+
+    def _cases(
+        self, sources: Iterable[Source], masks: MaskFolder | None, bars: Bars, *, at_once: int
+    ) -> Iterator[tuple[Source, tuple[CaseResult, ...]]]:
+        if self._cluster is not None:
+            # Whoever names files expects their order; a batch would rather have done with each.
+            return self._cluster.read(sources, masks, in_order=at_once == 1)
+        return Reader(self._client, self._ask, masks, in_flight=at_once, slices=bars.slices).read(sources)
 
     def _write(self, cases: Sequence[CaseResult], bars: Bars, *, in_short: bool) -> None:
         self._outcomes.update(case.failed for case in cases)
