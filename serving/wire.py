@@ -45,7 +45,8 @@ _CHANNEL_ARGS: Final = [
     ("grpc.max_receive_message_length", _UNLIMITED),
     # A server that comes back is found within a second, and not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # In spite of its name what a handshake may take: a slow network, or a busy server, needs more than a moment.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so asking again is safe. Not
     # UNAVAILABLE, which is Triton's word for a full queue, too.
