@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lungstreams.console import fail, spinner
+from serving.errors import is_no_room
 
 if TYPE_CHECKING:
     from serving.tls import ClientTls
@@ -51,6 +52,8 @@ def page_launcher(
             try:
                 page = launch_page(url, host, port, prevent_thread_lock=True, access=access, tls=tls)
             except OSError as error:
+                if is_no_room(error):
+                    raise
                 # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
                 fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
         try:

@@ -108,11 +108,9 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str], log_path: Pa
 
 def children_of(pid: int) -> frozenset[int]:
     """The processes that a process has started and that have not ended."""
-    found: set[int] = set()
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found.update(map(int, (task / "children").read_text().split()))
-    return frozenset(child for child in found if runs_below(child, pid))
+    # Not by the kernel's own lists of children (proc(5)): they may leave some out while others come and go.
+    processes = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+    return frozenset(process for process in processes if runs_below(process, pid))
 
 
 def runs_below(pid: int, parent: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,10 @@ from serving import phantom, pipeline
 from serving.client import PipelineClient
 from serving.errors import ServerError
 from serving.preprocessing import preprocess
+from serving.process import children_of
 from serving.scans import decode
 from tests.reliability import Tally
-from tests.test_cli import Serving, children_of
+from tests.test_cli import Serving
 from tests.toy_models import QUADRANTS, expected_means
 from tests.waiting import eventually
 
@@ -58,17 +58,16 @@ def asked(client: PipelineClient, tally: Tally, requests: int = REQUESTS) -> Ite
         yield futures
 
 
-def processes_of(serving: Serving, words: str) -> list[int]:
-    """The processes below a command whose command line has these words."""
-    found = []
-    for pid in children_of(serving.process.pid):
-        program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if words in os.fsdecode(b" ".join(program[:2])):
-            found.append(pid)
-    return found
-
-
 def triton_of(serving: Serving) -> int:
     """The Triton below a command."""
-    (pid,) = processes_of(serving, "bin/tritonserver")
-    return pid
+    (triton,) = (pid for pid in children_of(serving.process.pid) if "bin/tritonserver" in _command_of(pid))
+    return triton
+
+
+def backend_of(serving: Serving, model: str) -> int:
+    """A process in which the Triton below a command computes a model."""
+    return next(pid for pid in children_of(triton_of(serving)) if f"/{model}/" in _command_of(pid))
+
+
+def _command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()

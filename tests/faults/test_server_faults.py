@@ -12,7 +12,7 @@ import pytest
 
 from serving.client import PipelineClient
 from serving.errors import ServerUnreachable
-from tests.faults.asking import ALL_OPEN, SCANS, ask, asked, processes_of, triton_of
+from tests.faults.asking import ALL_OPEN, SCANS, ask, asked, backend_of, triton_of
 from tests.reliability import IS_LONG, Tally, record
 from tests.test_cli import ANY_PORTS, Serving
 
@@ -78,7 +78,7 @@ def test_stopped_it_costs_a_deadline_and_continued_it_goes_on(serving: Serving, 
             started_s = time.monotonic()
             with (
                 PipelineClient(url) as newcomer,
-                pytest.raises(ServerUnreachable, match=rf"nothing answers at {url} within"),
+                pytest.raises(ServerUnreachable, match=f"nothing answers at {url}"),
             ):
                 newcomer.predict(SCANS[0])
             tally.refuse(time.monotonic() - started_s)
@@ -97,7 +97,7 @@ def test_a_backend_that_is_killed_is_noticed_though_triton_says_that_it_is_ready
 ) -> None:
     tally = Tally()
     with PipelineClient(url, timeout_s=PATIENCE_S) as client, asked(client, tally) as futures:
-        os.kill(processes_of(serving, f"/{model}/")[0], signal.SIGKILL)
+        os.kill(backend_of(serving, model), signal.SIGKILL)
         assert "Triton lost one of its backend processes" in said(serving)
         assert said(serving) == f"lungstreams: Triton is back at {url}\n"
     row = record(tally.row(f"the backend process of {model} killed under four callers", group=GROUP))
