@@ -120,6 +120,7 @@ class Calls:
         self._drain_in_background = drain_in_background
         self._changed = threading.Condition()
         self._under_way = 0
+        self._has_answered = False
         # gRPC's callback thread only hands over: what it would wait for there, it would have to deliver itself.
         self._finisher = ThreadPoolExecutor(max_workers=2, thread_name_prefix="lungstreams-client")
 
@@ -183,6 +184,7 @@ class Calls:
     def _answered(self, call: _Call, result: Any, error: InferenceServerException | None) -> None:
         latency_ms = (time.perf_counter() - call.started_s) * 1e3
         fault = None if error is None else call.explain(error)
+        self._has_answered |= error is None
         if error is not None and self._may_be_sent_again(call, error, fault) and self._again_later(call):
             return
         if call.deadline is not None:
@@ -200,7 +202,7 @@ class Calls:
     def _may_be_sent_again(self, call: _Call, error: InferenceServerException, fault: ServerError | None) -> bool:
         if isinstance(fault, ServerBusy):
             return self._retry_busy
-        if not self._retry_lost or not wire.is_lost(error, inferring=True):
+        if not self._retry_lost or not wire.is_lost(error, inferring=True, had_models=self._has_answered):
             return False
         call.falls += wire.fell_with(error)
         return call.falls < MOST_FALLS

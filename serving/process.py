@@ -128,8 +128,11 @@ def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
 
     Args:
         process: The process.
-        grace_s: How long it may take after SIGTERM, in seconds.
+        grace_s: How long it may take after SIGTERM, in seconds; 0 for good at once.
     """
+    if not grace_s:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     with suppress(ProcessLookupError):
         process.terminate()
     with suppress(subprocess.TimeoutExpired):

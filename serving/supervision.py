@@ -58,7 +58,7 @@ def keep_up(server: TritonServer, said: Callable[[str], None], patience: Patienc
         if time.monotonic() - up_since >= patience.settled_s:
             pause_s = patience.first_pause_s
         said(f"Triton {why}; starting it again")
-        # What it has under way is lost in any case, or fails: clients ask again, and sooner so.
+        # Politely, it would take seconds in which it refuses what comes. Clients ask again for what is lost.
         server.stop(grace_s=0)
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

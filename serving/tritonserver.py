@@ -203,7 +203,7 @@ class TritonServer:
         """Stop the server and every process and file that belongs to it. Does nothing to one that is stopped.
 
         Args:
-            grace_s: How long it may take over the requests that it has, in seconds; two more go to its backends.
+            grace_s: How long it may take over the requests that it has, in seconds; 0 ends it at once.
         """
         if self._process is not None:
             end(self._process, grace_s=grace_s)

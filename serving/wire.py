@@ -193,25 +193,28 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
     return InferenceFailed(text or f"{url} failed without a word ({status or 'no status'})")
 
 
-def is_lost(fault: InferenceServerException, *, inferring: bool) -> bool:
+def is_lost(fault: InferenceServerException, *, inferring: bool, had_models: bool = False) -> bool:
     """Whether a call found a server that had answered before, and is gone or going now: it may be made again.
 
     Args:
         fault: As raised by tritonclient.
         inferring: See `translate`.
+        had_models: Whether it has inferred before. Then one that has no models is going, or is not quite there again.
     """
     status, lower = (fault.status() or "").removeprefix("StatusCode."), (fault.message() or "").lower()
     if status == "DEADLINE_EXCEEDED":
         return not inferring
+    if status in ("NOT_FOUND", "UNAVAILABLE") and any(sign in lower for sign in _NOT_LOADED):
+        return had_models or any(sign in lower for sign in _LEAVING)
     if status == "UNAVAILABLE":
-        return any(sign in lower for sign in _LEAVING) or not any(sign in lower for sign in (*_FULL, *_NOT_LOADED))
+        return not any(sign in lower for sign in (*_FULL, *_NO_ADDRESS))
     return status == "ABORTED" or _NO_BACKEND in lower
 
 
 def fell_with(fault: InferenceServerException) -> bool:
     """Whether a call that is lost may have been what brought the server down: it had arrived there."""
     lower = (fault.message() or "").lower()
-    return not any(sign in lower for sign in ("failed to connect", _NO_BACKEND, *_LEAVING))
+    return not any(sign in lower for sign in ("failed to connect", _NO_BACKEND, *_NOT_LOADED))
 
 
 def _unreachable(text: str, url: str) -> str:

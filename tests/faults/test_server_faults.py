@@ -84,6 +84,7 @@ def test_stopped_it_costs_a_deadline_and_continued_it_goes_on(serving: Serving, 
             tally.refuse(time.monotonic() - started_s)
         finally:
             os.killpg(triton, signal.SIGCONT)
+    with PipelineClient(url, timeout_s=PATIENCE_S) as client:
         assert ask(client, 1, tally) == ""
     assert triton_of(serving) == triton
     row = record(tally.row("Triton stopped (SIGSTOP) and continued", group=GROUP))
