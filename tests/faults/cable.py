@@ -26,7 +26,7 @@ class Cable:
         self._flows.set()
         self._broken = False
         self._room: int | None = None
-        self._breaks = False
+        self._each = self._breaks = 0
         self._ends: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -49,7 +49,7 @@ class Cable:
 
         Connections are still made: whoever sends finds nobody who refuses, and nobody who answers.
         """
-        self._room, self._breaks = after_bytes, False
+        self._room, self._breaks = after_bytes, 0
         if not after_bytes:
             self._flows.clear()
 
@@ -58,9 +58,9 @@ class Cable:
         self._broken = True
         self._reset()
 
-    def break_once(self, after_bytes: int) -> None:
-        """Reset every connection once so many bytes more have gone to the server; those that come are good."""
-        self._room, self._breaks = after_bytes, True
+    def break_after(self, each_bytes: int, times: int = 1) -> None:
+        """Reset every connection once so many bytes more have gone to the server, so often; those that come work."""
+        self._each, self._room, self._breaks = each_bytes, each_bytes, times
 
     def mend(self) -> None:
         """All is as before. What was held back in the silence goes on its way, as the kernels see to that."""
@@ -94,12 +94,16 @@ class Cable:
         if self._room is None:
             return
         self._room -= more
-        if self._room <= 0:
-            self._room = None
-            if self._breaks:
-                self._reset()
-            else:
-                self._flows.clear()
+        if self._room > 0:
+            return
+        self._room = None
+        if not self._breaks:
+            self._flows.clear()
+            return
+        self._breaks -= 1
+        if self._breaks:
+            self._room = self._each
+        self._reset()
 
     def _reset(self) -> None:
         ends, self._ends = self._ends, []

@@ -18,8 +18,9 @@ import pytest
 
 from demo import guard
 from serving import phantom
+from serving.calls import MOST_FALLS
 from serving.client import PipelineClient
-from serving.errors import InferenceFailed
+from serving.errors import InferenceFailed, ServerUnreachable
 from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
 from tests.faults.asking import ALL_OPEN, WANTED, ask
@@ -151,11 +152,23 @@ def test_a_scan_whose_connection_breaks_in_the_middle_is_sent_again(
     noise = tmp_path / "noise.png"
     noise.write_bytes(NOISE)
     expected = visitor.read(noise)
-    cable.break_once(after_bytes=len(NOISE) // 2)
+    cable.break_after(len(NOISE) // 2)
     answer = visitor.read(noise)
     tally = Tally()
     (tally.answer if answer.get("diagnosis") == expected["diagnosis"] else tally.mistake)()
     assert record(tally.row("a connection broken in mid-request, through the page", group=GROUP)).answered == 1, answer
+
+
+def test_a_scan_that_may_be_what_breaks_it_is_given_up(toy_triton: TritonServer) -> None:
+    tally = Tally()
+    with Cable(toy_triton.grpc_url) as cable, PipelineClient(cable.url) as client:
+        cable.break_after(len(NOISE) // 2, times=MOST_FALLS)
+        with pytest.raises(ServerUnreachable, match=f"nothing answers at {cable.url}"):
+            client.predict(NOISE, "ct", ALL_OPEN)
+        tally.refuse()
+        # The cable is good again: one try more would have been answered.
+        assert ask(client, 0, tally) == ""
+    record(tally.row("three connections broken by the same request", group=GROUP))
 
 
 def test_silence_in_the_middle_costs_the_deadline_and_nothing_hangs(cable: Cable) -> None:
