@@ -190,7 +190,7 @@ def read_slices(
     yield Progress(0, count)
     error: LungstreamsError | None = None
     with (
-        PipelineClient(url, tls=tls) as client,
+        PipelineClient(url, tls=tls, drain_in_background=True) as client,
         StudyReading(client, volume, thresholds, request_id=request_id) as reading,
     ):
         told_s = 0.0

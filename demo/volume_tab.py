@@ -179,7 +179,7 @@ class VolumeTab:
             with self.site.audit.case(request.username) as case:
                 volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
                 thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-                with PipelineClient(self.site.url, tls=self.site.tls) as client:
+                with PipelineClient(self.site.url, tls=self.site.tls, drain_in_background=True) as client:
                     case.report = read_volume(client, volume, thresholds, request_id=case.request_id)
             return case.report.to_json()
         except LungstreamsError as error:

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING
 import typer
 
 from lungstreams.console import fail, spinner
+from serving.errors import is_no_room
 
 if TYPE_CHECKING:
     from serving.tls import ClientTls
 
 
+def wait() -> None:
+    """Do nothing until a signal comes."""
+    threading.Event().wait()
+
+
 def page_launcher(
     host: str, port: int, users: Path | None, tls: ClientTls | None, *, insecure: bool, audit_log: Path | None = None
-) -> Callable[[str], None]:
+) -> Callable[[str, Callable[[], None]], None]:
     """What serves the page in front of a Triton. What can be refused is refused here, before any server starts.
 
     Args:
@@ -29,7 +35,8 @@ def page_launcher(
         audit_log: See `demo.audit.Audit`.
 
     Returns:
-        Called with ``host:port`` of Triton's gRPC, it serves until a signal ends it.
+        Called with ``host:port`` of Triton's gRPC and with what to do meanwhile, it serves until that ends, or a signal
+        comes.
 
     Raises:
         RequestError: If the file is none of users, others reach the address and nothing says who of them may, or the
@@ -42,18 +49,20 @@ def page_launcher(
     check_host(host, access)
     audit = Audit(audit_log)
 
-    def launch(url: str) -> None:
+    def launch(url: str, meanwhile: Callable[[], None]) -> None:
         with spinner("Starting the page ..."):
             from demo.app import launch as launch_page
 
             try:
                 page = launch_page(url, host, port, prevent_thread_lock=True, access=access, tls=tls, audit=audit)
             except OSError as error:
+                if is_no_room(error):
+                    raise
                 # Gradio's own message advises on settings that are not ours; its first sentence says what happened.
                 fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
         try:
             typer.echo(f"ready page={page.local_url}")
-            threading.Event().wait()
+            meanwhile()
         finally:
             page.close(verbose=False)
 

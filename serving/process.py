@@ -106,13 +106,42 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str], log_path: Pa
     return started[0]
 
 
+def children_of(pid: int) -> frozenset[int]:
+    """The processes that a process has started and that have not ended."""
+    # Not by the kernel's own lists of children (proc(5)): they may leave some out while others come and go.
+    processes = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+    return frozenset(process for process in processes if runs_below(process, pid))
+
+
+def runs_below(pid: int, parent: int) -> bool:
+    """Whether a process runs, and is a child of `parent`. One that nobody has waited for yet does not run."""
+    try:
+        # "17 (a name (of any kind)) S 1 ...": state and parent.
+        state, above = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state not in "ZX" and int(above) == parent
+
+
+def command_of(pid: int) -> tuple[str, ...]:
+    """The command line of a process; nothing of one that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(word.decode(errors="replace") for word in words.rstrip(b"\0").split(b"\0") if word)
+
+
 def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
     """Stop a process of `spawn` and all of its group: politely, then for good.
 
     Args:
         process: The process.
-        grace_s: How long it may take after SIGTERM, in seconds.
+        grace_s: How long it may take after SIGTERM, in seconds; 0 for good at once.
     """
+    if not grace_s:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     with suppress(ProcessLookupError):
         process.terminate()
     with suppress(subprocess.TimeoutExpired):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -25,6 +25,7 @@ from serving.preprocessing import preprocess
 from serving.results import restore_mask
 from serving.scans import decode
 from serving.tritonserver import TritonServer
+from tests.reliability import Tally, record
 from tests.toy_models import expected_activation, expected_mask
 
 COMMAND = [sys.executable, "-m", "lungstreams"]
@@ -267,9 +268,9 @@ class TestPredict:
 class Serving:
     """A command that says when it is ready, and then serves until it is told to stop."""
 
-    def __init__(self, *arguments: object) -> None:
-        command = [*COMMAND, *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, *arguments: object, command: Sequence[object] = COMMAND) -> None:
+        words = [*map(str, command), *map(str, arguments)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.watchdog = threading.Timer(240, self.process.kill)
         self.watchdog.start()
@@ -332,6 +333,7 @@ class TestServe:
         assert case["modality"] == "ct"
         assert serving.stop(signal.SIGTERM) == (0, "", "")
 
+    @pytest.mark.reliability
     def test_a_taken_port_is_one_line(self, toy_repository: Path) -> None:
         holder, port = taken_port()
         with holder:
@@ -339,6 +341,9 @@ class TestServe:
         assert run.returncode == 2
         assert str(port) in only_line(run.stderr)
         assert run.stdout == ""
+        tally = Tally()
+        tally.refuse()
+        record(tally.row("serve with its port taken", group="Faults"))
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -372,12 +377,16 @@ class TestDemo:
         finally:
             demo.kill()
 
+    @pytest.mark.reliability
     def test_a_taken_port_is_one_line(self, toy_triton: TritonServer) -> None:
         holder, port = taken_port()
         with holder:
             run = lungstreams("demo", "--url", toy_triton.grpc_url, "--port", port)
         assert run.returncode == 2
         assert str(port) in only_line(run.stderr)
+        tally = Tally()
+        tally.refuse()
+        record(tally.row("demo with its port taken", group="Faults"))
 
     def test_an_audit_log_that_can_not_be_written_is_one_line(self, dead_url: str) -> None:
         run = lungstreams("demo", "--url", dead_url, "--audit-log", "nowhere/log")

@@ -24,6 +24,7 @@ def translated(status: str, text: str, *, inferring: bool = True) -> ServerError
         ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", ServerBusy),
         ("UNAVAILABLE", "[request id: <id_unknown>] Request timeout expired", ServerBusy),
         ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
+        ("UNAVAILABLE", "errors resolving nowhere:81: Domain name not found", ServerUnreachable),
         ("NOT_FOUND", "Request for unknown model: 'covid_pipeline' is not found", ServerNotReady),
         ("UNIMPLEMENTED", "", ServerUnreachable),
         ("ABORTED", "the server that was asked is gone", ServerUnreachable),
@@ -38,6 +39,36 @@ def test_grpc_status_and_text_tell_the_errors_apart(status: str, text: str, expe
     assert type(error) is expected
     assert "\n" not in str(error)
     assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "lost", "fell"),
+    [
+        ("UNAVAILABLE", "Socket closed", True, True),
+        ("ABORTED", "the server that was asked is gone", True, True),
+        ("UNAVAILABLE", "failed to connect to all addresses; last error: Connection refused", True, False),
+        ("INTERNAL", "Stub process 'recognition_0_0' is not healthy.", True, False),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped", True, False),
+        ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", False, None),
+        ("UNAVAILABLE", "Exceeds maximum queue size", False, None),
+        ("UNAVAILABLE", "errors resolving nowhere:81: Domain name not found", False, None),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", False, None),
+        ("INTERNAL", "expected PNG, JPEG or DICOM, got a GIF", False, None),
+    ],
+)
+def test_what_may_be_sent_again_is_what_no_server_answered(
+    status: str, text: str, lost: bool, fell: bool | None
+) -> None:
+    fault = InferenceServerException(text, status=f"StatusCode.{status}")
+    assert wire.is_lost(fault, inferring=True) is lost
+    if lost:
+        assert wire.fell_with(fault) is fell
+
+
+def test_a_server_that_has_inferred_and_has_no_models_is_going_or_coming() -> None:
+    fault = InferenceServerException("Request for unknown model: 'x' is not found", status="StatusCode.NOT_FOUND")
+    assert not wire.is_lost(fault, inferring=True)
+    assert wire.is_lost(fault, inferring=True, had_models=True)
 
 
 def test_a_deadline_of_a_call_that_takes_no_time_means_that_nobody_is_there() -> None:
