@@ -1,0 +1,163 @@
+"""What is done to the server, and when: drawn from a seed, so that a run can be had again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from serving import pipeline
+from tests.soak.answers import Case
+from tests.soak.callers import Books, burst, go_away
+from tests.soak.service import Service
+
+KILL_TRITON: Final = "kill Triton"
+KILL_STUB: Final = "kill a stub"
+FREEZE: Final = "stop it for a moment"
+GO_AWAY: Final = "clients go away"
+BURST: Final = "burst"
+BREAKING: Final = (KILL_TRITON, KILL_STUB)
+HARMLESS: Final = (BURST, GO_AWAY, FREEZE)
+
+EVERY_S: Final = 20.0
+BURST_OF: Final = 200
+GONE_AT_ONCE: Final = 6
+FROZEN_S: Final = (0.5, 3.0)
+"""Far below the 30 s after which a server counts as hung."""
+
+FIRST_PART, LAST_PART = 0.3, 0.85
+"""Nothing is killed between these shares of a run: there is one long life in which memory can be seen to grow."""
+
+EXPLAINS_S: Final = 90.0
+"""For how long after a process was killed, or Triton ended by itself, a failed try comes from it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One of them.
+
+    Attributes:
+        at_s: When, in seconds since the beginning.
+        kind: One of `BREAKING` and `HARMLESS`.
+    """
+
+    at_s: float
+    kind: str
+
+
+def schedule(seconds: float, seed: int) -> list[Fault]:
+    """The faults of a run, in their order: all kinds at its beginning and end, none that kills in between.
+
+    Args:
+        seconds: How long it is.
+        seed: Other seeds give other moments and another order.
+    """
+    rng = random.Random(seed)
+    every_s = min(EVERY_S, seconds / 5)
+    anything, harmless = _turns(rng, (*BREAKING, *HARMLESS)), _turns(rng, HARMLESS)
+    found = []
+    for slot in range(int(seconds / every_s)):
+        at_s = (slot + rng.uniform(0.2, 0.8)) * every_s
+        is_quiet = FIRST_PART <= slot * every_s / seconds < LAST_PART
+        found.append(Fault(at_s, next(harmless if is_quiet else anything)))
+    return found
+
+
+def _turns(rng: random.Random, kinds: Sequence[str]) -> Iterator[str]:
+    """The kinds as they stand, and then all of them again and again, each time in another order."""
+    yield from kinds
+    while True:
+        yield from rng.sample(kinds, len(kinds))
+
+
+class Faults:
+    """Does what a schedule says.
+
+    Args:
+        service: To whom.
+        cases: What bursts consist of.
+        seed: Of all that is drawn.
+
+    Attributes:
+        done: How often each kind was done.
+        sent_by_gone: How many requests were sent by clients that went away.
+    """
+
+    def __init__(self, service: Service, cases: Sequence[Case], seed: int) -> None:
+        self.done: dict[str, int] = {}
+        self.sent_by_gone = 0
+        self._service = service
+        self._cases = cases
+        self._rng = random.Random(seed)
+        self._broken_at_s: list[float] = []
+        self._ways: Mapping[str, Callable[[Books], None]] = {
+            KILL_TRITON: self._kill_triton,
+            KILL_STUB: self._kill_stub,
+            FREEZE: self._freeze,
+            GO_AWAY: self._go_away,
+            BURST: self._burst,
+        }
+
+    def is_explained(self) -> bool:
+        """Whether a try that fails now can come from what was done, or from an end of Triton that was told."""
+        latest_s = max(itertools.chain(self._broken_at_s, self._service.ended_at_s), default=float("-inf"))
+        return time.monotonic() - latest_s < EXPLAINS_S
+
+    def follow(self, books: Books, faults: Sequence[Fault], since_s: float) -> None:
+        """Do each at its time, until all are done or the run is over. One that comes late is done late."""
+        for fault in faults:
+            if books.over.wait(max(0.0, since_s + fault.at_s - time.monotonic())):
+                return
+            sys.stderr.write(f"{time.monotonic() - since_s:6.0f} s  {fault.kind}\n")
+            self._ways[fault.kind](books)
+            self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
+
+    def _kill_triton(self, books: Books) -> None:
+        self._broken_at_s.append(time.monotonic())
+        pid = self._service.triton_pid
+        if pid is not None:
+            _signal(pid, signal.SIGKILL)
+
+    def _kill_stub(self, books: Books) -> None:
+        self._broken_at_s.append(time.monotonic())
+        stubs = [process for process in self._service.processes() if process.name in _MODELS]
+        if stubs:
+            chosen = self._rng.choice(stubs)
+            sys.stderr.write(f"          which is {chosen.name}\n")
+            _signal(chosen.pid, signal.SIGKILL)
+
+    def _freeze(self, books: Books) -> None:
+        pid = self._service.triton_pid
+        if pid is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGSTOP)
+            try:
+                books.over.wait(self._rng.uniform(*FROZEN_S))
+            finally:
+                os.killpg(pid, signal.SIGCONT)
+
+    def _go_away(self, books: Books) -> None:
+        xrays = [case for case in self._cases if case.kind.modality == "xray"]
+        for _ in range(GONE_AT_ONCE):
+            go_away(self._service.url, self._rng.choice(xrays), GONE_AT_ONCE, self._rng.uniform(0, 0.1))
+            self.sent_by_gone += GONE_AT_ONCE
+
+    def _burst(self, books: Books) -> None:
+        burst(books, self._service.url, self._cases, BURST_OF)
+
+
+_MODELS: Final = frozenset(step.model for step in pipeline.STEPS)
+
+
+def _signal(pid: int, number: int) -> None:
+    # It may have gone between the look and the kill.
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
