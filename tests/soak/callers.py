@@ -10,6 +10,7 @@ What a request comes to:
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import threading
@@ -32,7 +33,7 @@ from tests.hostile.mutations import mutant
 from tests.reliability import Tally
 from tests.soak.answers import Case, of_report, of_tensors
 
-TRY_S = 60.0
+TRY_S = 120.0
 """How long one try may take: a burst of 200 cases is before it in the queue at most."""
 
 DEADLINE_S = 240.0
@@ -89,32 +90,43 @@ def settle(books: Books, kind: str, ask: Callable[[], bool]) -> None:
         kind: Under which name.
         ask: One try; says whether the answer is right, or raises what the client raises.
     """
-    tally, started_s = books.tally(kind), time.monotonic()
-    while True:
-        try:
-            right = ask()
-        except ServerBusy:
-            tally.refuse(time.monotonic() - started_s)
-        # FutureTimeout: not even the client's own deadline has ended it.
-        except (ServerError, FutureTimeout) as error:
-            if is_clear_refusal(error) and kind in (MUTATION, BOMB):
-                tally.refuse(time.monotonic() - started_s)
-            elif _may_come_back(books, error) and time.monotonic() - started_s < DEADLINE_S:
-                books.tries_again += 1
-                time.sleep(PAUSE_S)
-                continue
-            else:
-                tally.lose(time.monotonic() - started_s)
-                books.remark(f"lost: {kind}: {type(error).__name__}: {error}")
-        # Whatever else comes out of it is none of our errors: the worst of answers.
-        except Exception as error:
-            tally.mistake(time.monotonic() - started_s)
-            books.remark(f"wrong: {kind}: {type(error).__name__}: {error}")
+    started_s = time.monotonic()
+    while not is_settled(books, kind, ask, started_s):
+        time.sleep(PAUSE_S)
+
+
+def is_settled(books: Books, kind: str, ask: Callable[[], bool], started_s: float) -> bool:
+    """Whether one try gave an answer or a last word, which then is counted; else it is to be asked again.
+
+    Args:
+        books: As `settle` has it.
+        kind: As `settle` has it.
+        ask: As `settle` has it.
+        started_s: When it was first asked, by `time.monotonic`.
+    """
+    tally = books.tally(kind)
+    try:
+        count = tally.answer if ask() else tally.mistake
+        says = "the answer is not the one to this case"
+    except ServerBusy:
+        count, says = tally.refuse, ""
+    # FutureTimeout: not even the client's own deadline has ended it.
+    except (ServerError, FutureTimeout) as error:
+        says = f"{type(error).__name__}: {error}"
+        if is_clear_refusal(error) and kind in (MUTATION, BOMB):
+            count = tally.refuse
+        elif _may_come_back(books, error) and time.monotonic() - started_s < DEADLINE_S:
+            books.tries_again += 1
+            return False
         else:
-            (tally.answer if right else tally.mistake)(time.monotonic() - started_s)
-            if not right:
-                books.remark(f"wrong: {kind}: the answer is not the one to this case")
-        return
+            count = tally.lose
+    # Whatever else comes out of it is none of our errors: the worst of answers.
+    except Exception as error:
+        count, says = tally.mistake, f"{type(error).__name__}: {error}"
+    count(time.monotonic() - started_s)
+    if count in (tally.lose, tally.mistake):
+        books.remark(f"{'lost' if count == tally.lose else 'wrong'}: {kind}: {says}")
+    return True
 
 
 def is_clear_refusal(error: Exception) -> bool:
@@ -191,22 +203,22 @@ def _is_finite(answer: Any) -> bool:
 
 def burst(books: Books, url: str, cases: Sequence[Case], count: int) -> None:
     """So many cases at once. Each is answered, or hears that the server is busy; who lost the server asks again."""
-    chosen = [cases[number % len(cases)] for number in range(count)]
-    requests = [case.request() for case in chosen]
+    waiting = [(case, case.request()) for case in itertools.islice(itertools.cycle(cases), count)]
+    started_s = time.monotonic()
     with Raw(url, retry_busy=False) as raw:
-        futures = [_send_case(raw, case, request) for case, request in zip(chosen, requests, strict=True)]
-        for case, request, sent in zip(chosen, requests, futures, strict=True):
-            tries = iter([sent])
+        while waiting:
+            sent = [raw.send(request, _is_answer_to(case)) for case, request in waiting]
+            waiting = [
+                asked
+                for asked, future in zip(waiting, sent, strict=True)
+                if not is_settled(books, BURST, partial(future.result, 2 * TRY_S), started_s)
+            ]
+            if waiting:
+                time.sleep(PAUSE_S)
 
-            def ask(case: Case = case, request: dict[str, Any] = request, tries: Any = tries) -> bool:
-                future = next(tries, None) or _send_case(raw, case, request)
-                return future.result(2 * TRY_S)  # type: ignore[no-any-return]
 
-            settle(books, BURST, ask)
-
-
-def _send_case(raw: Raw, case: Case, request: dict[str, Any]) -> Future[Any]:
-    return raw.send(request, lambda answer: case.is_answered_by(of_tensors(answer)))
+def _is_answer_to(case: Case) -> Callable[[Any], bool]:
+    return lambda answer: case.is_answered_by(of_tensors(answer))
 
 
 def go_away(url: str, case: Case, count: int, after_s: float) -> None:

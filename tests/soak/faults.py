@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from serving import pipeline
+from serving.client import PipelineClient
 from tests.soak.answers import Case
-from tests.soak.callers import Books, burst, go_away
+from tests.soak.callers import PAUSE_S, Books, burst, go_away
 from tests.soak.service import Service
 
 KILL_TRITON: Final = "kill Triton"
@@ -35,8 +35,8 @@ FROZEN_S: Final = (0.5, 3.0)
 FIRST_PART, LAST_PART = 0.3, 0.85
 """Nothing is killed between these shares of a run: there is one long life in which memory can be seen to grow."""
 
-EXPLAINS_S: Final = 90.0
-"""For how long after a process was killed, or Triton ended by itself, a failed try comes from it."""
+EXPLAINS_S: Final = 60.0
+"""For how long after a process was killed, or Triton was back, a failed try comes from that."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Faults:
         self._service = service
         self._cases = cases
         self._rng = random.Random(seed)
-        self._broken_at_s: list[float] = []
+        self._broken_at_s = float("-inf")
         self._ways: Mapping[str, Callable[[Books], None]] = {
             KILL_TRITON: self._kill_triton,
             KILL_STUB: self._kill_stub,
@@ -107,26 +107,35 @@ class Faults:
 
     def is_explained(self) -> bool:
         """Whether a try that fails now can come from what was done, or from an end of Triton that was told."""
-        latest_s = max(itertools.chain(self._broken_at_s, self._service.ended_at_s), default=float("-inf"))
-        return time.monotonic() - latest_s < EXPLAINS_S
+        return min(time.monotonic() - self._broken_at_s, self._service.up_for_s) < EXPLAINS_S
 
     def follow(self, books: Books, faults: Sequence[Fault], since_s: float) -> None:
-        """Do each at its time, until all are done or the run is over. One that comes late is done late."""
+        """Do each at its time, until all are done or the run is over.
+
+        One whose time comes while the server is down waits until it is back: nothing more can happen to what is gone.
+        """
         for fault in faults:
-            if books.over.wait(max(0.0, since_s + fault.at_s - time.monotonic())):
+            if books.over.wait(max(0.0, since_s + fault.at_s - time.monotonic())) or not self._is_back(books):
                 return
             sys.stderr.write(f"{time.monotonic() - since_s:6.0f} s  {fault.kind}\n")
             self._ways[fault.kind](books)
             self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
 
+    def _is_back(self, books: Books) -> bool:
+        with PipelineClient(self._service.url) as client:
+            while not client.is_ready():
+                if books.over.wait(PAUSE_S):
+                    return False
+        return True
+
     def _kill_triton(self, books: Books) -> None:
-        self._broken_at_s.append(time.monotonic())
+        self._broken_at_s = time.monotonic()
         pid = self._service.triton_pid
         if pid is not None:
             _signal(pid, signal.SIGKILL)
 
     def _kill_stub(self, books: Books) -> None:
-        self._broken_at_s.append(time.monotonic())
+        self._broken_at_s = time.monotonic()
         stubs = [process for process in self._service.processes() if process.name in _MODELS]
         if stubs:
             chosen = self._rng.choice(stubs)

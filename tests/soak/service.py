@@ -39,7 +39,9 @@ class Service:
         self.metrics_url = f"{LOOPBACK}:{free_port()}"
         self.exit_status: int | None = None
         self._arguments = arguments
-        self._ended_at_s: list[float] = []
+        self._ends = 0
+        self._changed_at_s = float("-inf")
+        self._is_down = False
 
     def __enter__(self) -> Service:
         ports = ("--grpc-port=0", "--http-port=0", f"--metrics-port={self.metrics_url.split(':')[1]}")
@@ -65,9 +67,14 @@ class Service:
         self._stop()
 
     @property
-    def ended_at_s(self) -> tuple[float, ...]:
-        """When ``lungstreams serve`` said that Triton had gone or hung, by `time.monotonic`."""
-        return tuple(self._ended_at_s)
+    def ends(self) -> int:
+        """How often ``lungstreams serve`` said that Triton had gone or hung."""
+        return self._ends
+
+    @property
+    def up_for_s(self) -> float:
+        """For how long there has been no word of an end: 0 until Triton is back."""
+        return 0.0 if self._is_down else time.monotonic() - self._changed_at_s
 
     @property
     def triton_pid(self) -> int | None:
@@ -101,7 +108,10 @@ class Service:
         for line in self._process.stderr:
             sys.stderr.write(f"  serve says: {line}")
             if "starting it again" in line:
-                self._ended_at_s.append(time.monotonic())
+                self._is_down = True
+                self._ends += 1
+            elif "is back at" in line:
+                self._changed_at_s, self._is_down = time.monotonic(), False
 
     def _stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
