@@ -106,6 +106,25 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str], log_path: Pa
     return started[0]
 
 
+def children_of(pid: int) -> frozenset[int]:
+    """The processes that a process has started and that have not ended."""
+    found: set[int] = set()
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found.update(map(int, (task / "children").read_text().split()))
+    return frozenset(child for child in found if runs_below(child, pid))
+
+
+def runs_below(pid: int, parent: int) -> bool:
+    """Whether a process runs, and is a child of `parent`. One that nobody has waited for yet does not run."""
+    try:
+        # "17 (a name (of any kind)) S 1 ...": state and parent.
+        state, above = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state not in "ZX" and int(above) == parent
+
+
 def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
     """Stop a process of `spawn` and all of its group: politely, then for good.
 

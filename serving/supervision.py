@@ -1,8 +1,9 @@
-"""A server that comes back by itself: Triton that ended or hangs is started again, at the same ports.
+"""A server that comes back by itself: Triton that ended, hangs or lost a backend is started again, at the same ports.
 
 Triton 24.10 can be brought down from outside: a client that is killed with CT slices under way takes it along now and
-then, since its closed connection cancels them (`serving.calls`). Whoever waits for answers then gets an error at once,
-and clients try again; nobody has to come and start the server.
+then, since its closed connection cancels them (`serving.calls`). And it never starts a backend process again that was
+killed, as by the kernel where memory is short, and says that it is ready. Whoever waits for answers then gets an error
+at once, and clients try again; nobody has to come and start the server.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def keep_up(server: TritonServer, said: Callable[[str], None], patience: Patienc
         if time.monotonic() - up_since >= patience.settled_s:
             pause_s = patience.first_pause_s
         said(f"Triton {why}; starting it again")
-        server.stop()
+        # What it has under way is lost in any case, or fails: clients ask again, and sooner so.
+        server.stop(grace_s=0)
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         _start(server, said, patience)
@@ -66,6 +68,8 @@ def keep_up(server: TritonServer, said: Callable[[str], None], patience: Patienc
 def _until_it_fails(server: TritonServer, patience: Patience) -> str:
     ready_at = time.monotonic()
     while server.is_alive():
+        if server.has_lost_backend():
+            return "lost one of its backend processes"
         if server.is_ready():
             ready_at = time.monotonic()
         elif time.monotonic() - ready_at > patience.hung_s:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import ipaddress
+import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +25,23 @@ from types import TracebackType
 from typing import Final, Literal
 
 from serving.errors import ServerStartError
-from serving.process import end, last_word, make_work_folder, remove_work_folder, spawn, sweep
+from serving.process import (
+    children_of,
+    end,
+    last_word,
+    make_work_folder,
+    remove_work_folder,
+    runs_below,
+    spawn,
+    sweep,
+)
 from serving.repository import DEFAULT_REPOSITORY
 from serving.tls import ServerTls
 from serving.triton_arguments import EXIT_TIMEOUT_S, LOOPBACK, arguments
 from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
 
 START_TIMEOUT_S: Final = 180.0
+STOP_GRACE_S: Final = EXIT_TIMEOUT_S + 5.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,7 @@ class TritonServer:
         self.config = config or ServerConfig()
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
+        self._backends: frozenset[int] = frozenset()
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -140,6 +153,16 @@ class TritonServer:
         """Whether it answers, and every model of its repository is ready. Never raises."""
         return self.is_alive() and _answers_ready(self.config.http_port)
 
+    def has_lost_backend(self) -> bool:
+        """Whether a backend process that ran when the server became ready has ended.
+
+        Triton 24.10 does not start it again: what needs it fails from then on, and the server says that it is ready.
+        """
+        if not self.is_alive() or all(runs_below(backend, self.pid) for backend in self._backends):
+            return False
+        # Backends whose server has just ended are nobody's children, too.
+        return runs_below(self.pid, os.getpid())
+
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
         """Start the server and wait until every model is ready.
 
@@ -151,7 +174,8 @@ class TritonServer:
 
         Raises:
             ServerStartError: If it can not be started, in one line: a port that is taken, a folder that is no
-                model repository, a missing wheel or libpython, or the error of the model that failed to load.
+                model repository, no room for temporary files, a missing wheel or libpython, or the error of the model
+                that failed to load.
         """
         if self.is_alive():
             raise ServerStartError(f"expected a stopped server, got one that runs as process {self.pid}")
@@ -164,21 +188,25 @@ class TritonServer:
         wheel = find_wheel()
         sweep()
         self.config = _with_free_ports(self.config)
-        self._work = make_work_folder()
+        environment = stub_environment(wheel, self.config.threads, self.config.accelerator)
         try:
-            environment = stub_environment(wheel, self.config.threads, self.config.accelerator)
-            lay_out_backends(wheel, self._work / "backends", environment)
-            self._process = spawn(arguments(self.config, wheel, self._work), environment, self.log_path)
+            work = self._lay_out(wheel, environment)
+            self._process = spawn(arguments(self.config, wheel, work), environment, self.log_path)
             self._wait_until_ready(timeout_s)
+            self._backends = children_of(self.pid)
         except BaseException:
             self.stop()
             raise
         return self
 
-    def stop(self) -> None:
-        """Stop the server and every process and file that belongs to it. Does nothing to one that is stopped."""
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop the server and every process and file that belongs to it. Does nothing to one that is stopped.
+
+        Args:
+            grace_s: How long it may take over the requests that it has, in seconds; two more go to its backends.
+        """
         if self._process is not None:
-            end(self._process, grace_s=EXIT_TIMEOUT_S + 5)
+            end(self._process, grace_s=grace_s)
             self._process = None
         if self._work is not None:
             remove_work_folder(self._work)
@@ -187,6 +215,18 @@ class TritonServer:
     def wait(self) -> int:
         """Wait until the process ends by itself; returns its exit status."""
         return self._running().wait()
+
+    def _lay_out(self, wheel: Path, environment: dict[str, str]) -> Path:
+        try:
+            self._work = make_work_folder()
+            lay_out_backends(wheel, self._work / "backends", environment)
+        except OSError as error:
+            place = self._work or tempfile.gettempdir()
+            raise ServerStartError(
+                f"expected room for the server's temporary files in {place}, got: {error.strerror or error} "
+                "(TMPDIR names another folder)"
+            ) from error
+        return self._work
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
