@@ -79,7 +79,7 @@ class Books:
     def remark(self, line: str) -> None:
         """Keep a line about what should not be, and say it."""
         self.remarks.append(line)
-        sys.stderr.write(f"  {line}\n")
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
 
 
 def settle(books: Books, kind: str, ask: Callable[[], bool]) -> None:

@@ -106,7 +106,7 @@ class Service:
     def _listen(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            sys.stderr.write(f"  serve says: {line}")
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {line}")
             if "starting it again" in line:
                 self._is_down = True
                 self._ends += 1
