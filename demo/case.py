@@ -129,7 +129,7 @@ def read_case(
         LungstreamsError: Whatever was wrong with the file, the settings or the server.
     """
     # A client a case: the page then holds nothing that would have to be closed with it.
-    with PipelineClient(url, tls=tls) as client:
+    with PipelineClient(url, tls=tls, drain_in_background=True) as client:
         report = client.predict(data, modality, thresholds, explain=explain)
     scan = scans.decode(data, report.modality)
     masks = {name: fit(mask, _DISPLAY_SIDE_PX, is_mask=True) for name, mask in report.masks.items() if mask is not None}

@@ -73,7 +73,7 @@ def read_folder(
     """
     scans = [i for i, path in enumerate(paths) if not _is_study(path)]
     studies = sorted(set(range(len(paths))) - set(scans))
-    with PipelineClient(url, tls=tls) as client:
+    with PipelineClient(url, tls=tls, drain_in_background=True) as client:
         client.check()
         outcomes = client.predict_many((_bytes(paths[i]) for i in scans), thresholds=thresholds)
         for i, outcome in zip(scans, outcomes, strict=False):

@@ -1,4 +1,4 @@
-"""What stands between the page and whoever calls it: who may listen in, headers for browsers, users, health.
+"""What stands between the page and whoever calls it: who may listen in, headers, users, health, a full disk.
 
 ::
 
@@ -11,26 +11,31 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 import secrets
 import stat
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.watch import ServerWatch
-from serving.errors import RequestError
+from serving.errors import RequestError, is_no_room
+
+_log: Final = logging.getLogger(__name__)
 
 HEALTH_PATH: Final = "/healthz"
 READY_PATH: Final = "/readyz"
 MIN_PASSWORD: Final = 8
+NO_ROOM: Final = "The disk of this page's machine is full: nothing was kept. Try again later, or tell who runs it."
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -144,7 +149,7 @@ def options(host: str, watch: ServerWatch, access: PageAccess, head: str = "") -
         # Gradio's own page about who uses this one.
         "enable_monitoring": False,
         "app_kwargs": {
-            "middleware": [Middleware(SecurityHeaders, head=head)],
+            "middleware": [Middleware(SecurityHeaders, head=head), Middleware(FullDisk)],
             "routes": [Route(HEALTH_PATH, health), Route(READY_PATH, ready)],
             # FastAPI's own pages about the interface load scripts from elsewhere; its schema asks for no user.
             "docs_url": None,
@@ -182,6 +187,34 @@ class SecurityHeaders:
         # The page itself alone: in an uploaded file nothing is to be marked as ours.
         is_page = scope["path"] == scope.get("root_path", "") + "/"
         await self.app(scope, receive, _Marked(send, self._known, is_page=is_page))
+
+
+class FullDisk:
+    """ASGI middleware: says in words that an upload found no room, in place of an error of the server's.
+
+    Args:
+        app: What is wrapped.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on; see ASGI."""
+        started = False
+
+        async def pass_on(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, pass_on)
+        except OSError as error:
+            if started or scope["type"] != "http" or not is_no_room(error):
+                raise
+            _log.warning("an upload found no room: %s", error.strerror)
+            await PlainTextResponse(NO_ROOM, HTTPStatus.INSUFFICIENT_STORAGE)(scope, receive, send)
 
 
 class _Marked:

@@ -182,7 +182,10 @@ def read_slices(
     slices: list[SliceReading] = []
     yield Progress(0, count)
     error: LungstreamsError | None = None
-    with PipelineClient(url, tls=tls) as client, StudyReading(client, volume, thresholds) as reading:
+    with (
+        PipelineClient(url, tls=tls, drain_in_background=True) as client,
+        StudyReading(client, volume, thresholds) as reading,
+    ):
         told_s = 0.0
         try:
             for one in reading:

@@ -173,7 +173,7 @@ class VolumeTab:
                 raise RequestError("expected files, got none")
             volume = open_volume(source_of(kept(paths)), None if series is None else int(series))
             thresholds = chosen_thresholds([covid19, ground_glass, consolidation, pleural_effusion])
-            with PipelineClient(self.site.url, tls=self.site.tls) as client:
+            with PipelineClient(self.site.url, tls=self.site.tls, drain_in_background=True) as client:
                 return read_volume(client, volume, thresholds).to_json()
         except LungstreamsError as error:
             return panels.error_json(error)

@@ -17,15 +17,16 @@ from lungstreams.console import (
     PROGRAM,
     URL_VARIABLE,
     complain,
+    drop_output,
     embedded_server,
     examples,
     fail,
     spinner,
     stopped_by_signals,
 )
-from lungstreams.paging import page_launcher
+from lungstreams.paging import page_launcher, wait
 from lungstreams.repositories import Repository
-from serving.errors import LungstreamsError
+from serving.errors import LungstreamsError, is_no_room
 
 # Whatever typer raises over a command line that it can not read; typer itself names only some of its kinds.
 _USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -163,24 +164,26 @@ def demo(
     """Open the web page: upload a scan, see the diagnosis, the manifestations and the masks.
 
     Writes one line, [bold]ready page=http://127.0.0.1:7860/[/bold], to standard output when the page is there. Without
-    --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not.
+    --url it uses the server at 127.0.0.1:8001 if one is there, and starts an embedded one of its own if not, which it
+    starts again if it ends.
     """
     launch = page_launcher(host, port, users, client_tls(tls_ca, tls_cert, tls_key), insecure=insecure)
     with stopped_by_signals():
         if url is not None:
-            launch(url)
+            launch(url, wait)
             return
         from serving.client import DEFAULT_URL, PipelineClient
+        from serving.supervision import keep_up
 
         with PipelineClient(DEFAULT_URL, tls=client_tls(tls_ca, tls_cert, tls_key)) as client:
             there = client.is_ready()
         if there:
-            launch(DEFAULT_URL)
+            launch(DEFAULT_URL, wait)
             return
         if (tls_ca or tls_cert) is not None:
             fail(f"nothing answers at {DEFAULT_URL} by TLS; name a server with --url")
         with embedded_server() as server:
-            launch(server.grpc_url)
+            launch(server.grpc_url, lambda: keep_up(server, complain))
 
 
 @app.command(
@@ -283,5 +286,11 @@ def main() -> None:
         code = EXIT_REFUSED
     except _USAGE_ERROR as error:
         complain(f"{error.format_message()} (see {PROGRAM} --help)")  # type: ignore[attr-defined]
+        code = EXIT_REFUSED
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        complain(f"no room to write to: {error}")
+        drop_output()
         code = EXIT_REFUSED
     raise SystemExit(code if isinstance(code, int) else 0)

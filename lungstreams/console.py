@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +30,13 @@ err: Final = Console(stderr=True)
 def complain(message: object) -> None:
     """Write one line to standard error, whatever the message has of lines and of rich's markup."""
     typer.echo(f"{PROGRAM}: {' '.join(str(message).split())}", err=True)
+
+
+def drop_output() -> None:
+    """Let go of what standard output could not take: Python would try again at its end, and say so at length."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def fail(message: object, code: int = EXIT_REFUSED) -> NoReturn:

@@ -15,7 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -92,7 +92,9 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        # `add` has written all that there is, or has raised: what it could not write, closing can not either.
+        with suppress(OSError):
+            self._open.close()
 
     def add(self, source: Source, cases: Sequence[CaseResult]) -> None:
         """Record what came of a source.

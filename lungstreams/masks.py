@@ -54,7 +54,7 @@ class MaskFolder:
             if mask is not None:
                 path = self.folder / f"{prefix}.{stream}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                palette_image(mask, stream).save(path)
+                _save(palette_image(mask, stream), path)
                 paths[stream] = str(path)
         return paths
 
@@ -74,7 +74,7 @@ class MaskFolder:
         likeliest = max(report.diagnosis, key=lambda name: report.diagnosis[name])
         path = self.folder / f"{prefix}.why.{likeliest}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(render_heat(pixels, report.activation[likeliest])).save(path)
+        _save(Image.fromarray(render_heat(pixels, report.activation[likeliest])), path)
         return str(path)
 
     def write_study(self, prefix: str, case: exports.Case, report: StudyReport) -> dict[str, str | None]:
@@ -100,9 +100,18 @@ class MaskFolder:
                 folder = self.folder / f"{prefix}.{stream}"
                 folder.mkdir(parents=True, exist_ok=True)
                 for one in report.slices:
-                    palette_image(masks.slice(one.index), stream).save(folder / f"{one.index:04d}.png")
+                    _save(palette_image(masks.slice(one.index), stream), folder / f"{one.index:04d}.png")
                 paths[stream] = str(folder)
         return paths
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError:
+        # Half a mask, or an empty one, would be taken for one.
+        path.unlink(missing_ok=True)
+        raise
 
 
 def palette_image(mask: UInt8[np.ndarray, "h w"], stream: str) -> Image.Image:

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from serving.tls import ClientTls
 
 
+def wait() -> None:
+    """Do nothing until a signal comes."""
+    threading.Event().wait()
+
+
 def page_launcher(
     host: str, port: int, users: Path | None, tls: ClientTls | None, *, insecure: bool
-) -> Callable[[str], None]:
+) -> Callable[[str, Callable[[], None]], None]:
     """What serves the page in front of a Triton. What can be refused is refused here, before any server starts.
 
     Args:
@@ -28,7 +33,8 @@ def page_launcher(
         insecure: See `demo.guard.PageAccess`.
 
     Returns:
-        Called with ``host:port`` of Triton's gRPC, it serves until a signal ends it.
+        Called with ``host:port`` of Triton's gRPC and with what to do meanwhile, it serves until that ends, or a signal
+        comes.
 
     Raises:
         RequestError: If the file is none of users, or others reach the address and nothing says who of them may.
@@ -38,7 +44,7 @@ def page_launcher(
     access = PageAccess(read_users(users) if users is not None else None, insecure)
     check_host(host, access)
 
-    def launch(url: str) -> None:
+    def launch(url: str, meanwhile: Callable[[], None]) -> None:
         with spinner("Starting the page ..."):
             from demo.app import launch as launch_page
 
@@ -49,7 +55,7 @@ def page_launcher(
                 fail(f"the page can not listen at {host}:{port}: {str(error).partition('. ')[0]}")
         try:
             typer.echo(f"ready page={page.local_url}")
-            threading.Event().wait()
+            meanwhile()
         finally:
             page.close(verbose=False)
 

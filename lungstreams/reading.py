@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -139,13 +140,14 @@ class Reader:
         if self._masks is None:
             return scan_case(source.name, report, _NO_MASKS)
         prefix = self._prefix(source, part)
-        case = scan_case(source.name, report, self._masks.write(prefix, report))
-        if data is not None and self._ask.explain:
-            picture = self._masks.write_explanation(prefix, report, decode(data, report.modality).pixels)
-            case = CaseResult({**case.data, EXPLANATION: picture}, f"{case.caption} {CAUTION}")
-        if data is None or not self._ask.exports:
-            return case
-        return self._exported(case, exports.Case.of_scan(data, report), prefix)
+        with _written_to(self._masks.folder):
+            case = scan_case(source.name, report, self._masks.write(prefix, report))
+            if data is not None and self._ask.explain:
+                picture = self._masks.write_explanation(prefix, report, decode(data, report.modality).pixels)
+                case = CaseResult({**case.data, EXPLANATION: picture}, f"{case.caption} {CAUTION}")
+            if data is None or not self._ask.exports:
+                return case
+            return self._exported(case, exports.Case.of_scan(data, report), prefix)
 
     def _study(self, source: Source) -> Iterator[CaseResult]:
         try:
@@ -181,11 +183,12 @@ class Reader:
         if self._masks is None:
             return study_case(source.name, report, _NO_MASKS, summary, left_out)
         prefix, case = self._prefix(source, part), exports.Case.of_volume(volume, report)
-        masks = self._masks.write_study(prefix, case, report)
-        result = study_case(source.name, report, masks, summary, left_out)
-        if self._ask.explain:
-            result = CaseResult({**result.data, EXPLANATION: None}, result.caption)
-        return self._exported(result, case, prefix)
+        with _written_to(self._masks.folder):
+            masks = self._masks.write_study(prefix, case, report)
+            result = study_case(source.name, report, masks, summary, left_out)
+            if self._ask.explain:
+                result = CaseResult({**result.data, EXPLANATION: None}, result.caption)
+            return self._exported(result, case, prefix)
 
     def _exported(self, result: CaseResult, case: exports.Case, prefix: str) -> CaseResult:
         if self._masks is None or not self._ask.exports:
@@ -208,6 +211,15 @@ class Reader:
         place = source.place if not part else source.place.with_name(f"{source.place.name}.{part + 1}")
         # Of a file's own name alone: exports refuse it, for it would be a path elsewhere.
         return str(place.with_name(place.name.replace("\\", "_")))
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Says of an error in writing that it is one, and where: the case itself may be as good as any."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} can not be written: {error.strerror or error}") from error
 
 
 def _refusals(case: exports.Case, kinds: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
+from serving import wire
 from serving.errors import InferenceFailed, ServerBusy, ServerError
 from serving.results import CaseReport
 
@@ -29,9 +30,23 @@ DRAIN_S: Final = 30.0
 
 
 FIRST_PAUSE_S: Final = 0.2
-"""Before a request that found the server busy is sent again; twice as long before each further try."""
+"""Before a request that found the server busy or gone is sent again; twice as long before each further try."""
 
 LONGEST_PAUSE_S: Final = 4.0
+
+MOST_FALLS: Final = 3
+"""Times that one request may be under way in a server that goes: by then it may be what brings it down."""
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between one try and the next, without end: doubled each time, and drawn from half of that on.
+
+    By chance, so that those who were refused together do not come back together.
+    """
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s * random.uniform(0.5, 1)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 class CaseFuture(Future[CaseReport]):
@@ -63,16 +78,17 @@ class _Call:
     report: Callable[[Any, float], CaseReport]
     explain: Callable[[InferenceServerException], ServerError]
     started_s: float = field(default_factory=time.perf_counter)
-    tries: int = 0
+    pauses: Iterator[float] = field(default_factory=pauses)
+    falls: int = 0
     deadline: threading.Timer | None = None
 
 
 class Calls:
     """The requests of one connection.
 
-    A request that finds the queues full (`ServerBusy`) is sent again after a pause that doubles from try to try, as
-    long as its deadline is not over before: it did no work there, or hardly any. Pauses are drawn at random, from half
-    of their length on, so that those who were refused together do not come back together.
+    A request that finds the queues full (`ServerBusy`) is sent again after `pauses`, as long as its deadline is not
+    over before: it did no work there, or hardly any. So is one whose server goes while it is under way, but not once
+    this has happened `MOST_FALLS` times: nothing was answered, and an answer depends on its request alone.
 
     Args:
         triton: A `tritonclient.grpc.InferenceServerClient`.
@@ -80,16 +96,28 @@ class Calls:
         timeout_s: When a request is given up, in seconds from when it is first sent.
         cancel_on_server: Whether giving up takes the request out of the server's queues.
         retry_busy: Whether a request that is refused since the server is busy is sent again.
+        retry_lost: Whether a request whose server goes is sent again.
+        drain_in_background: Whether `close` leaves what missed its deadline to a thread.
     """
 
     def __init__(
-        self, triton: Any, url: str, timeout_s: float, *, cancel_on_server: bool, retry_busy: bool = True
+        self,
+        triton: Any,
+        url: str,
+        timeout_s: float,
+        *,
+        cancel_on_server: bool,
+        retry_busy: bool = True,
+        retry_lost: bool = True,
+        drain_in_background: bool = False,
     ) -> None:
         self._triton = triton
         self._url = url
         self._timeout_s = timeout_s
         self._cancel_on_server = cancel_on_server
         self._retry_busy = retry_busy
+        self._retry_lost = retry_lost
+        self._drain_in_background = drain_in_background
         self._changed = threading.Condition()
         self._under_way = 0
         # gRPC's callback thread only hands over: what it would wait for there, it would have to deliver itself.
@@ -129,6 +157,14 @@ class Calls:
 
         Without `cancel_on_server` that includes what was given up, for `DRAIN_S` at the longest.
         """
+        with self._changed:
+            waits = self._under_way > 0
+        if waits and self._drain_in_background:
+            threading.Thread(target=self._drain, name="lungstreams-drain", daemon=True).start()
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
         longest_s = self._timeout_s if self._cancel_on_server else max(self._timeout_s, DRAIN_S)
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, timeout=longest_s)
@@ -147,7 +183,7 @@ class Calls:
     def _answered(self, call: _Call, result: Any, error: InferenceServerException | None) -> None:
         latency_ms = (time.perf_counter() - call.started_s) * 1e3
         fault = None if error is None else call.explain(error)
-        if isinstance(fault, ServerBusy) and self._again_later(call):
+        if error is not None and self._may_be_sent_again(call, error, fault) and self._again_later(call):
             return
         if call.deadline is not None:
             call.deadline.cancel()
@@ -161,12 +197,19 @@ class Calls:
         finally:
             self._ended()
 
-    def _again_later(self, call: _Call) -> bool:
-        """Whether a refused request is to be sent again, which then is arranged."""
-        pause_s = min(FIRST_PAUSE_S * 2**call.tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
-        if not self._retry_busy or call.future.done() or pause_s >= self._left_s(call):
+    def _may_be_sent_again(self, call: _Call, error: InferenceServerException, fault: ServerError | None) -> bool:
+        if isinstance(fault, ServerBusy):
+            return self._retry_busy
+        if not self._retry_lost or not wire.is_lost(error, inferring=True):
             return False
-        call.tries += 1
+        call.falls += wire.fell_with(error)
+        return call.falls < MOST_FALLS
+
+    def _again_later(self, call: _Call) -> bool:
+        """Whether there is time to send a request again, which then is arranged."""
+        pause_s = next(call.pauses)
+        if call.future.done() or pause_s >= self._left_s(call):
+            return False
         timer = threading.Timer(pause_s, self._again, [call])
         timer.daemon = True
         timer.start()

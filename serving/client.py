@@ -12,6 +12,7 @@ the modality that this found: client and server can not disagree on what it is.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from tritonclient import grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from serving import pipeline, statistics, wire
-from serving.calls import Calls
+from serving.calls import Calls, pauses
 from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
 from serving.plausibility import examine
@@ -50,6 +51,10 @@ class PipelineClient:
         tls: For a server that speaks TLS; None speaks plainly.
         retry_busy: Whether a request that the server refuses because it is busy is sent again, after pauses that double
             from `serving.calls.FIRST_PAUSE_S` on, until its deadline.
+        retry_lost: Whether, likewise, a request is sent again whose server goes while it is under way. Where this
+            client has reached the server before, one that is gone when a request is to be sent is waited for as long.
+        drain_in_background: Whether `close` leaves to a thread what it would wait for: for a process that goes on, and
+            whose user waits for an error.
     """
 
     def __init__(
@@ -60,11 +65,23 @@ class PipelineClient:
         cancel_on_server: bool = False,
         tls: ClientTls | None = None,
         retry_busy: bool = True,
+        retry_lost: bool = True,
+        drain_in_background: bool = False,
     ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._triton = wire.connect(url, tls)
-        self._calls = Calls(self._triton, url, timeout_s, cancel_on_server=cancel_on_server, retry_busy=retry_busy)
+        self._retry_lost = retry_lost
+        self._has_reached_it = False
+        self._calls = Calls(
+            self._triton,
+            url,
+            timeout_s,
+            cancel_on_server=cancel_on_server,
+            retry_busy=retry_busy,
+            retry_lost=retry_lost,
+            drain_in_background=drain_in_background,
+        )
 
     def __enter__(self) -> PipelineClient:
         return self
@@ -100,7 +117,7 @@ class PipelineClient:
         Raises:
             ScanError: If the file can not be used; nothing was sent.
             RequestError: If the modality or a threshold is not one that the pipeline has; nothing was sent.
-            ServerUnreachable: If nothing answers at the address.
+            ServerUnreachable: If nothing answers at the address, and did not until the deadline where it has before.
             ServerNotReady: If the server does not have the models.
             InferenceFailed: If the server refused the scan, failed, or gave no answer in time.
             ServerBusy: If its queues were full until the deadline, or at once without `retry_busy`.
@@ -123,15 +140,12 @@ class PipelineClient:
         Raises:
             ScanError: As `predict`; at once, since nothing is sent.
             RequestError: As `predict`; at once.
-            ServerUnreachable: If nothing answers at the address already.
+            ServerUnreachable: If nothing answers at the address already, as `predict`.
         """
         asked = resolve_thresholds(thresholds)
         scan = decode(data, modality)
         request = wire.request(data, scan.modality, asked, explain=explain)
-        try:
-            before = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
-        except InferenceServerException as fault:
-            raise self._error(fault) from fault
+        before = self._read_before()
         return self._calls.start(
             request, lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms), self._explain
         )
@@ -226,6 +240,7 @@ class PipelineClient:
                 raise ServerNotReady(f"{self.url} answers, but does not have {', '.join(missing)} loaded")
             for model in pipeline.MODEL_NAMES:
                 wire.compare(model, self._triton.get_model_metadata(model, client_timeout=_ADMIN_TIMEOUT_S), self.url)
+            self._has_reached_it = True
         except InferenceServerException as fault:
             raise self._error(fault) from fault
 
@@ -240,6 +255,22 @@ class PipelineClient:
         except InferenceServerException as fault:
             raise self._error(fault) from fault
         return statistics.versions(loaded, loaded, pipeline.MODEL_NAMES)
+
+    def _read_before(self) -> statistics.Reading:
+        """The counters before a request, as soon as a server that was there before is there again."""
+        give_up_s = time.monotonic() + self.timeout_s
+        for pause_s in pauses():
+            try:
+                before = statistics.read(self._triton, _ADMIN_TIMEOUT_S)
+            except InferenceServerException as fault:
+                waits = self._retry_lost and self._has_reached_it and wire.is_lost(fault, inferring=False)
+                if not waits or time.monotonic() + pause_s >= give_up_s:
+                    raise self._error(fault) from fault
+                time.sleep(pause_s)
+            else:
+                self._has_reached_it = True
+                return before
+        raise AssertionError("pauses have no end")
 
     def _error(self, fault: InferenceServerException) -> ServerError:
         return wire.translate(fault, self.url, timeout_s=_ADMIN_TIMEOUT_S, inferring=False)

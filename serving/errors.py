@@ -31,10 +31,17 @@ Messages say what was expected and what came.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Final
 
 _LISTED: Final = 20
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_no_room(error: OSError) -> bool:
+    """Whether an error says that a disk is full, or that no more of it may be used."""
+    return error.errno in _NO_ROOM
 
 
 class LungstreamsError(Exception):

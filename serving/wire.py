@@ -45,7 +45,8 @@ _CHANNEL_ARGS: Final = [
     ("grpc.max_receive_message_length", _UNLIMITED),
     # A server that comes back is found within a second, and not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # In spite of its name what a handshake may take: a slow network, or a busy server, needs more than a moment.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # What a proxy says of a server that died at work (deploy/nginx): nothing was answered, so asking again is safe. Not
     # UNAVAILABLE, which is Triton's word for a full queue, too.
@@ -61,7 +62,11 @@ _PREFIX: Final = re.compile(r"^(\[request id: [^\]]*\]\s*)?(in ensemble '[^']*',
 _FULL: Final = ("maximum queue size", "timeout expired")
 # In gRPC's words, which differ by release: "Ssl handshake failed", "Tls handshake failed".
 _HANDSHAKE: Final = "handshake failed"
-_NOT_LOADED: Final = ("unknown model", "no available versions", "not ready", "not found", "stopping", "exiting")
+_NO_ADDRESS: Final = ("errors resolving", "name resolution", "dns resolution")
+_LEAVING: Final = ("stopping", "exiting")
+# A backend process that ended: Triton never starts it again, `serving.supervision` does.
+_NO_BACKEND: Final = "is not healthy"
+_NOT_LOADED: Final = ("unknown model", "no available versions", "not ready", "not found", *_LEAVING)
 
 
 def connect(url: str, tls: ClientTls | None = None) -> Any:
@@ -171,6 +176,8 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
         if inferring:
             return InferenceFailed(f"expected an answer of {url} within {timeout_s:g} s, got none")
         return ServerUnreachable(f"nothing answers at {url} within {timeout_s:g} s")
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _NO_ADDRESS):
+        return ServerUnreachable(f"expected the address of a server, got {url}, which no name service knows ({text})")
     if status == "UNAVAILABLE" and any(sign in lower for sign in _FULL):
         return ServerBusy(f"expected room in the queues of {url}, got none: the server is busy, try again in a while")
     if status in ("NOT_FOUND", "UNAVAILABLE") and any(sign in lower for sign in _NOT_LOADED):
@@ -184,6 +191,27 @@ def translate(fault: InferenceServerException, url: str, *, timeout_s: float, in
     if status == "UNIMPLEMENTED":
         return ServerUnreachable(f"what answers at {url} is no Triton server ({text or status})")
     return InferenceFailed(text or f"{url} failed without a word ({status or 'no status'})")
+
+
+def is_lost(fault: InferenceServerException, *, inferring: bool) -> bool:
+    """Whether a call found a server that had answered before, and is gone or going now: it may be made again.
+
+    Args:
+        fault: As raised by tritonclient.
+        inferring: See `translate`.
+    """
+    status, lower = (fault.status() or "").removeprefix("StatusCode."), (fault.message() or "").lower()
+    if status == "DEADLINE_EXCEEDED":
+        return not inferring
+    if status == "UNAVAILABLE":
+        return any(sign in lower for sign in _LEAVING) or not any(sign in lower for sign in (*_FULL, *_NOT_LOADED))
+    return status == "ABORTED" or _NO_BACKEND in lower
+
+
+def fell_with(fault: InferenceServerException) -> bool:
+    """Whether a call that is lost may have been what brought the server down: it had arrived there."""
+    lower = (fault.message() or "").lower()
+    return not any(sign in lower for sign in ("failed to connect", _NO_BACKEND, *_LEAVING))
 
 
 def _unreachable(text: str, url: str) -> str:

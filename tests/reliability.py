@@ -27,6 +27,9 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 ROWS: Final = ROOT / "reports" / "reliability"
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 
+IS_LONG: Final = os.environ.get("LUNGSTREAMS_LONG_TESTS") == "1"
+"""Whether tests may take their time, as in `make reliability`."""
+
 _HEAD: Final = """# Reliability
 
 Written by the tests themselves (`make reliability`): every row is what a test counted while it ran, and each of these

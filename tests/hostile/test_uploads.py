@@ -6,7 +6,6 @@ The short form leaves the largest bombs out, of which each takes seconds. `make 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from urllib.request import urlopen
@@ -18,12 +17,11 @@ from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
 from tests.hostile.bombs import BOMBS
 from tests.hostile.mutations import mutant
-from tests.reliability import ROOT, Tally, record
+from tests.reliability import IS_LONG, ROOT, Tally, record
 
 pytestmark = [pytest.mark.triton, pytest.mark.reliability, pytest.mark.slow]
 
 MUTATIONS = 36
-IS_LONG = os.environ.get("LUNGSTREAMS_LONG_TESTS") == "1"
 SHORT_BYTES = 2**20
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
