@@ -62,7 +62,7 @@ class Books:
         is_explained: Whether something was done to the server lately that a failed try can come from.
         over: Set when nothing more is to be asked.
         tallies: By kind of request.
-        tries_again: How often a request was sent again since the server had gone.
+        tries_again: How often a request was asked again that the client itself had given up.
         remarks: A line about each that was lost or wrong.
     """
 

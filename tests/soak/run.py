@@ -64,7 +64,7 @@ class Outcome:
         seconds: How long load and faults lasted.
         is_whole: Whether it was not stopped early.
         tallies: By kind of request.
-        tries_again: How often requests were sent again.
+        tries_again: How often requests were asked again that the client itself had given up.
         faults: How often each was done.
         sent_by_gone: Requests of clients that went away.
         ends: How often ``lungstreams serve`` found that Triton had ended or hung.
@@ -129,7 +129,8 @@ class Outcome:
         done = ", ".join(f"{kind} {count}" for kind, count in self.faults.items()) or "none"
         lines += [
             f"faults: {done}; {self.sent_by_gone} requests of clients that went away",
-            f"Triton ended or hung {self.ends} times and came back; {self.tries_again} tries were repeated",
+            f"Triton ended, hung or lost a backend {self.ends} times and was started again; "
+            f"{self.tries_again} requests were asked again that the client had given up",
             *(f"memory of Triton with its stubs: {growth}" for growth in self.server),
             *(f"memory of lungstreams serve: {growth}" for growth in self.keeper),
             f"{self.seconds:.0f} s{'' if self.is_whole else ', stopped early'}; {self.pending} requests left waiting",
