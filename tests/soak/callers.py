@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.cases import CASES
+from loadtest.wire import batch_inputs
 from serving import pipeline, wire
 from serving.calls import Calls
 from serving.client import PipelineClient
@@ -43,6 +45,7 @@ for up to half a minute, and a machine that does other things starts it slowly."
 PAUSE_S = 0.5
 BOMB_EVERY = 10
 MUTATION, BOMB, BURST = "damaged files", "bombs", "bursts beyond the queue"
+BATCH = "batches of the largest size"
 
 SMALL_BOMBS = (
     "png of two to the 62 pixels",
@@ -215,6 +218,18 @@ def burst(books: Books, url: str, cases: Sequence[Case], count: int) -> None:
             ]
             if waiting:
                 time.sleep(PAUSE_S)
+
+
+def fill(books: Books, url: str, case: Case, count: int) -> None:
+    """Batches of the largest size with every gate open, one after the other: models keep the memory that these take.
+
+    Without them a life settles only when chance has brought such a batch to each of the streams.
+    """
+    scans = [case.scan] * pipeline.MAX_BATCH_SIZE
+    request = {**case.request(), "inputs": batch_inputs(CASES["ct_open"], scans)}
+    with Raw(url) as raw:
+        for _ in range(count):
+            settle(books, BATCH, lambda: raw.send(request, _is_answer_to(case)).result(2 * TRY_S))
 
 
 def _is_answer_to(case: Case) -> Callable[[Any], bool]:

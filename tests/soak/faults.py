@@ -15,7 +15,7 @@ from typing import Final
 from serving import pipeline
 from serving.client import PipelineClient
 from tests.soak.answers import Case
-from tests.soak.callers import PAUSE_S, Books, burst, go_away
+from tests.soak.callers import PAUSE_S, Books, burst, fill, go_away
 from tests.soak.service import Service
 
 KILL_TRITON: Final = "kill Triton"
@@ -30,6 +30,9 @@ HARMLESS: Final = (BURST, GO_AWAY)
 EVERY_S: Final = 20.0
 BURST_OF: Final = 200
 GONE_AT_ONCE: Final = 6
+FILLINGS: Final = 4
+"""Batches of the largest size before the first burst of a life: each of the instances of a model gets one or two."""
+
 FROZEN_S: Final = (0.5, 3.0)
 """Far below the 30 s after which a server counts as hung."""
 
@@ -98,6 +101,7 @@ class Faults:
         self._cases = cases
         self._rng = random.Random(seed)
         self._broken_at_s = float("-inf")
+        self._filled: int | None = None
         self._ways: Mapping[str, Callable[[Books], None]] = {
             KILL_TRITON: self._kill_triton,
             KILL_STUB: self._kill_stub,
@@ -162,6 +166,10 @@ class Faults:
             self.sent_by_gone += GONE_AT_ONCE
 
     def _burst(self, books: Books) -> None:
+        if self._filled != self._service.triton_pid:
+            self._filled = self._service.triton_pid
+            (*_, dearest) = self._cases
+            fill(books, self._service.url, dearest, FILLINGS)
         burst(books, self._service.url, self._cases, BURST_OF)
 
 

@@ -141,6 +141,15 @@ class TestAnswers:
         assert gated.scan == opened.scan
         assert distance(gated.answer, opened.answer) > LEAST_DISTANCE
 
+    def test_the_largest_batches_are_asked_with_every_gate_open(
+        self, toy_triton: TritonServer, cases: tuple[Case, ...]
+    ) -> None:
+        assert cases[-1].kind == KINDS[-1]
+        books = Books(is_explained=lambda: False)
+        callers.fill(books, toy_triton.grpc_url, cases[-1], 2)
+        assert books.remarks == []
+        assert books.tallies[callers.BATCH].answered == 2
+
     def test_an_answer_to_another_case_is_counted_as_wrong(
         self, toy_triton: TritonServer, cases: tuple[Case, ...]
     ) -> None:
