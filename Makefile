@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests run in so many processes, each with its servers of its own.
 JOBS ?= 2
+SOAK_MINUTES ?= 10
 
-.PHONY: demo test lint bench loadtest reliability fuzz clean help
+.PHONY: demo test lint bench loadtest reliability fuzz soak clean help
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,6 +44,9 @@ reliability: $(VENV)/.dev  ## Hostile input, overload and faults, counted, into 
 
 fuzz: $(VENV)/.dev  ## Ten thousand damaged files and every bomb through all that reads files.
 	$(BIN)/python -m tests.hostile.run --mutations 10000
+
+soak: $(VENV)/.dev  ## SOAK_MINUTES of load, faults and bad input at once; a row for docs/reliability.md.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak.run --minutes $(SOAK_MINUTES)
 
 clean:  ## Remove what was built, but not what was trained.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Literal
 
 from serving.errors import ServerError
 from serving.pipeline import STEPS
@@ -34,11 +34,13 @@ class ProcessMemory:
         name: The model that it is a stub of, else the name of its program.
         rss_bytes: Resident set size.
         pss_bytes: Proportional set size.
+        pid: Its id.
     """
 
     name: str
     rss_bytes: int
     pss_bytes: int
+    pid: int = 0
 
 
 def pss_bytes(processes: Iterable[ProcessMemory]) -> int:
@@ -65,7 +67,7 @@ def of_group(group: int) -> tuple[ProcessMemory, ...]:
         with suppress(OSError, KeyError):
             sizes = _sizes(folder / "smaps_rollup")
             arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            found.append(ProcessMemory(process_name(arguments), sizes["Rss"], sizes["Pss"]))
+            found.append(ProcessMemory(process_name(arguments), sizes["Rss"], sizes["Pss"], int(folder.name)))
     if not found:
         raise ServerError(f"expected processes in group {group}, got none")
     return tuple(sorted(found, key=lambda process: process.name))
@@ -81,7 +83,16 @@ def process_name(arguments: Sequence[str]) -> str:
 
 def own_rss_bytes() -> int:
     """This process's resident set size."""
-    return _sizes(_PROC / "self" / "smaps_rollup")["Rss"]
+    return rss_bytes_of("self")
+
+
+def rss_bytes_of(pid: int | Literal["self"]) -> int:
+    """The resident set size of one process.
+
+    Raises:
+        OSError: If there is none of that id.
+    """
+    return _sizes(_PROC / str(pid) / "smaps_rollup")["Rss"]
 
 
 class Sampler:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 from urllib.request import urlopen
 
 from serving import pipeline
-from serving.tritonserver import TritonServer
 
 _PENDING = "nv_inference_pending_request_count{"
 
 
-def pending(server: TritonServer) -> int:
+class HasMetrics(Protocol):
+    """A `TritonServer`, or whatever else knows where the metrics are."""
+
+    @property
+    def metrics_url(self) -> str:
+        """``host:port``."""
+
+
+def pending(server: HasMetrics) -> int:
     """Requests that wait for any of the models. Triton has no such count of an ensemble: it stays 0."""
     with urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()

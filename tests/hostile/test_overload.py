@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from demo import case, panels
 from loadtest.instances import copy_repository
 from loadtest.memory import Sampler, of_group, pss_bytes
 from serving import phantom, pipeline, wire
@@ -44,6 +47,21 @@ class TritonPythonModel(TritonPythonModel):
         time.sleep(0.03 * len(requests))
         return super().execute(requests)
 """
+STANDS_STILL = """
+
+import pathlib
+import time
+
+
+class TritonPythonModel(TritonPythonModel):
+    def execute(self, requests):
+        flag = pathlib.Path({flag!r})
+        while flag.exists():
+            flag.with_suffix(".noticed").touch()
+            time.sleep(0.01)
+        return super().execute(requests)
+"""
+STANDING_DOOR = 16
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +100,52 @@ def slow(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model.write_text(model.read_text(encoding="utf-8") + SLOWLY, encoding="utf-8")
     with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A server that stands still as long as there is a file, and lets `STANDING_DOOR` requests wait meanwhile."""
+
+    server: TritonServer
+    flag: Path
+
+    @contextmanager
+    def still(self, xray: bytes) -> Iterator[None]:
+        """Let it stand still over one request, which is answered in the end."""
+        noticed = self.flag.with_suffix(".noticed")
+        noticed.unlink(missing_ok=True)
+        self.flag.touch()
+        try:
+            with PipelineClient(self.server.grpc_url, timeout_s=120) as client:
+                first = client.submit(xray, "xray")
+                assert eventually(noticed.exists)
+                yield
+                self.flag.unlink()
+                assert first.result(60).modality == "xray"
+        finally:
+            self.flag.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def standing(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    def change(config: Any) -> None:
+        if config.name == pipeline.PREPROCESS.model:
+            config.dynamic_batching.default_queue_policy.max_queue_size = STANDING_DOOR
+            config.instance_group[0].count = 1
+
+    folder = tmp_path_factory.mktemp("standing")
+    repository = copy_repository(toy_repository, folder / "model_repository", change)
+    (model,) = (repository / pipeline.PREPROCESS.model).glob("*/model.py")
+    text = model.read_text(encoding="utf-8") + STANDS_STILL.format(flag=str(folder / "flag"))
+    model.write_text(text, encoding="utf-8")
+    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0, threads=1)) as server:
+        yield Standing(server, folder / "flag")
+
+
+def computed(server: TritonServer, model: str) -> int:
+    """How many scans a model has computed since the server's start."""
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        return int(client.get_inference_statistics(model).model_stats[0].inference_count)
 
 
 def refusals(server: TritonServer) -> int:
@@ -213,6 +277,62 @@ def test_a_deadline_that_passes_ends_the_tries(slow: TritonServer, scans: list[b
     assert errors
     assert all("busy" in str(error) or "within 0.5 s" in str(error) for error in errors)
     assert eventually(lambda: pending(slow) == 0)
+
+
+def give_up(client: PipelineClient, xray: bytes, count: int, server: TritonServer) -> None:
+    """Send X-rays and take them back while they wait: X-rays alone, which Triton 24.10 survives (serving/calls.py)."""
+    futures = [client.submit(xray, "xray") for _ in range(count)]
+    assert eventually(lambda: pending(server) == count)
+    assert all(future.cancel() for future in futures)
+
+
+def hang_up(client: PipelineClient, xray: bytes, count: int, server: TritonServer) -> None:
+    """Send X-rays and close the connection under them, as a client does that dies."""
+    connection = wire.connect(client.url)
+    for _ in range(count):
+        request = wire.request(xray, "xray", ALL_OPEN)
+        connection.async_infer(callback=lambda result, error: None, **request)
+    assert eventually(lambda: pending(server) == count)
+    connection.close()
+
+
+@pytest.mark.parametrize("leave", [give_up, hang_up])
+def test_what_is_taken_back_frees_its_work(standing: Standing, leave: Callable[..., None]) -> None:
+    count, xray = STANDING_DOOR // 2, phantom.png_bytes(phantom.chest_xray(1, 128))
+    server = standing.server
+    with PipelineClient(server.grpc_url, cancel_on_server=True) as client:
+        before = computed(server, "recognition")
+        with standing.still(xray):
+            leave(client, xray, count, server)
+            # Triton says nowhere that it has heard of it: another word with it comes after.
+            assert client.is_ready()
+            time.sleep(0.5)
+        assert eventually(lambda: pending(server) == 0)
+        assert client.predict(xray, "xray").modality == "xray"
+        # The one that it stood still over, and the one after: of those that were taken back hardly any.
+        assert computed(server, "recognition") - before < 2 + count // 2
+
+
+def test_a_page_in_front_of_a_full_server_says_that_it_is_busy(
+    standing: Standing, scans: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xray, url = phantom.png_bytes(phantom.chest_xray(1, 128)), standing.server.grpc_url
+    with PipelineClient(url, timeout_s=120, retry_busy=False) as client:
+        with standing.still(xray):
+            futures = [client.submit(xray, "xray") for _ in range(STANDING_DOOR + 4)]
+            assert eventually(lambda: any(future.done() for future in futures))
+            # The page's own client tries for 30 s.
+            with monkeypatch.context() as shorter:
+                shorter.setattr(case, "PipelineClient", partial(PipelineClient, timeout_s=1))
+                with pytest.raises(ServerBusy) as busy:
+                    case.read_case(url, scans[0], "ct", {})
+        html = panels.alert(busy.value)
+        assert "The server is busy" in html
+        assert "try again in a while" in html
+        errors = [future.exception(60) for future in futures]
+        assert {type(error) for error in errors} == {ServerBusy, type(None)}
+    _, report = case.read_case(url, scans[0], "ct", {})
+    assert report.modality == "ct"
 
 
 @pytest.mark.slow
