@@ -26,6 +26,7 @@ from serving import pipeline, statistics, wire
 from serving.calls import Calls
 from serving.errors import InferenceFailed, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.measuring import measured
 from serving.plausibility import examine
 from serving.results import CaseReport, build_report, resolve_thresholds
 from serving.scans import Scan, decode
@@ -115,10 +116,19 @@ class PipelineClient:
         thresholds: Mapping[str, float] | None = None,
         *,
         explain: bool = False,
+        measure: bool = True,
     ) -> Future[CaseReport]:
         """Send one scan as `predict` and return at once; the future gives the report, or raises as `predict` does.
 
         A future that is cancelled gives its answer to nobody; with `cancel_on_server` it leaves the server's queue.
+
+        Args:
+            data: See `predict`.
+            modality: See `predict`.
+            thresholds: See `predict`.
+            explain: See `predict`.
+            measure: Whether a CT slice's report is held against the slice, see `serving.measuring`; whoever knows more
+                of where the lungs are does so himself.
 
         Raises:
             ScanError: As `predict`; at once, since nothing is sent.
@@ -133,7 +143,9 @@ class PipelineClient:
         except InferenceServerException as fault:
             raise self._error(fault) from fault
         return self._calls.start(
-            request, lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms), self._explain
+            request,
+            lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms, measure=measure),
+            self._explain,
         )
 
     def predict_many(
@@ -254,13 +266,15 @@ class PipelineClient:
         before: statistics.Reading,
         answer: triton_grpc.InferResult,
         latency_ms: float,
+        *,
+        measure: bool,
     ) -> CaseReport:
         models = wire.asked_models(scan.modality)
         after = before
         # A report without times is better than none: the answer is there.
         with suppress(InferenceServerException):
             after = statistics.read_after(self._triton, before, models, _ADMIN_TIMEOUT_S)
-        return build_report(
+        report = build_report(
             scan,
             _tensors(answer, scan),
             thresholds,
@@ -269,6 +283,7 @@ class PipelineClient:
             stage_ms=statistics.stage_ms(before, after, models),
             doubts=examine(scan).words,
         )
+        return measured(report, scan) if measure else report
 
 
 def _tensors(answer: triton_grpc.InferResult, scan: Scan) -> dict[str, np.ndarray]:

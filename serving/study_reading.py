@@ -27,8 +27,9 @@ from serving import pipeline
 from serving.burden import Burden, Tally
 from serving.client import PipelineClient
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
-from serving.lungs import Lungs, body_of, find_lungs, lungs_of_grey
+from serving.lungs import Lungs, find_lungs, lungs_of_grey, within_body
 from serving.mask_stacks import MaskStack
+from serving.measuring import clipped
 from serving.results import CaseReport, resolve_thresholds
 from serving.study_report import SliceReading, StudyReport, those_that_count
 from serving.volumes import Volume
@@ -144,21 +145,18 @@ class StudyReading:
     def _send(self, index: int) -> _Sent:
         pixels = self.volume.slice_scan(index).pixels
         _, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
-        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds)
+        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds, measure=False)
 
     def _take(self, index: int, pixels: UInt8[np.ndarray, "h w"], report: CaseReport) -> SliceReading:
         empty = np.zeros(self.volume.shape[1:], np.uint8)
+        lungs = self.lungs_of(index)
+        # Where nobody is, nothing counts and nothing is shown, whatever was marked.
+        report = clipped(report, within_body(pixels, lungs))
         for stream, mask in report.masks.items():
             if mask is not None:
                 self._ran.add(stream)
                 self._masks[stream].put(index, mask)
-        lungs = self.lungs_of(index)
-        # Where nobody is, nothing counts, whatever was marked.
-        inside = body_of(pixels) | (lungs != 0)
-        found = {
-            name: empty if (mask := report.masks[name]) is None else np.where(inside, mask, 0)
-            for name in MANIFESTATION_NAMES
-        }
+        found = {name: empty if (mask := report.masks[name]) is None else mask for name in MANIFESTATION_NAMES}
         # With what is marked, and without: whether the slice counts is known when all are read.
         marked, bare = Tally(), Tally()
         marked.add(lungs, found, self.volume.voxel_ml(index))
