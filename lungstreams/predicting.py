@@ -177,6 +177,8 @@ class _Run:
             "modality": self._ask.modality,
             "thresholds": resolve_thresholds(self._ask.thresholds),
             "exports": sorted(self._ask.exports),
+            # A record from when masks went beyond the body does not count: a folder would hold both kinds.
+            "masks": "within the body",
             # Not there where it was not asked for: a record from before it could be still counts.
             **({"explain": True} if self._ask.explain else {}),
             "models": self._client.versions(),
