@@ -7,7 +7,7 @@ from html import escape
 from typing import Final
 
 from serving.burden import INFECTED
-from serving.labels import STREAMS, Label
+from serving.labels import ALL_STREAM, STREAMS, Label
 
 _SIDE_TITLES: Final = {"both": "Both lungs", "right": "Right", "left": "Left"}
 
@@ -35,14 +35,14 @@ def burden_table(sides: Sequence[str], found: Sequence[tuple[str, Sequence[str]]
 
     Args:
         sides: Of `serving.burden.SIDE_NAMES`, the columns.
-        found: Names of findings with a cell of HTML for each side; what is any of them comes last.
+        found: Names of findings in their order, with a cell of HTML for each side.
         lung: Likewise, how large the lung is.
     """
     titles = {INFECTED: "Any of them", **{label.name: f"{swatch(label)}{label.title}" for label in STREAMS}}
-    ordered = sorted(found, key=lambda one: one[0] == INFECTED)
+    titles[ALL_STREAM.name] += ", by one network"
     rows = "".join(
         f'<tr><th scope="row">{title}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for title, cells in [*((titles[name], cells) for name, cells in ordered), ("Lung", lung)]
+        for title, cells in [*((titles[name], cells) for name, cells in found), ("Lung", lung)]
     )
     head = "".join(f'<th scope="col">{_SIDE_TITLES[side]}</th>' for side in sides)
     table = f'<table class="ls-burden"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'

@@ -6,8 +6,8 @@ from html import escape
 
 from demo.panels import steps
 from demo.rows import burden_table, card, row, sentence, swatch
-from serving.burden import FINDING_NAMES, SIDE_NAMES, Amount
-from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS
+from serving.burden import INFECTED, SIDE_NAMES, Amount
+from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS
 from serving.study_report import SliceReading, StudyReport
 
 
@@ -44,7 +44,7 @@ def problems(report: StudyReport) -> str:
     """What has to be known before anything else; empty if there is nothing."""
     said = list(report.problems)
     if not report.complete:
-        said.insert(0, f"incomplete: {len(report.slices):,} of {report.shape[0]:,} slices were read, from the feet up")
+        said.insert(0, f"incomplete: {len(report.slices):,} of {report.shape[0]:,} slices were read")
     if not said:
         return ""
     items = "".join(f"<li>{sentence(problem)}</li>" for problem in said)
@@ -89,7 +89,8 @@ def burden(report: StudyReport) -> str:
     """How much of each lung is marked."""
     found = report.burden.found
     nobody = "" if found else '<p class="ls-note">No stream ran, so nothing is known of what is marked.</p>'
-    rows = [(name, [_amount(found[name][side]) for side in SIDE_NAMES]) for name in FINDING_NAMES if name in found]
+    names = [name for name in (*MANIFESTATION_NAMES, INFECTED) if name in found]
+    rows = [(name, [_amount(found[name][side]) for side in SIDE_NAMES]) for name in names]
     lung = [_size(report.burden.lung[side]) for side in SIDE_NAMES]
     return f"{card('Burden', '% of the lung')}{burden_table(SIDE_NAMES, rows, lung)}{nobody}</section>"
 

@@ -111,7 +111,7 @@ def study_case(
     everything = report.to_json()
     study: dict[str, Any] = {
         "series": series,
-        "left_out": [{"files": one.files, "why": one.why} for one in left_out],
+        "left_out": [{"files": one.files, "why": one.why, "which": list(one.which)} for one in left_out],
         **{key: value for key, value in everything.items() if key not in _AT_THE_TOP},
     }
     slices, height, width = report.shape
@@ -121,7 +121,7 @@ def study_case(
         f" {report.latency_ms / 1000:.1f} s.",
         f"The probabilities are of {len(report.counted)} slices that show enough lung.",
         *(f"Note: {problem}." for problem in report.problems),
-        *(f"Not read: {one.files} file(s): {one.why}." for one in left_out),
+        *(f"Note: {one.words}." for one in left_out),
     ]
     return CaseResult({**_top(name, everything, masks), "study": study}, " ".join(said))
 

@@ -113,7 +113,7 @@ def list_series(given: Sequence[Path]) -> int:
         for number, series in enumerate(study.series):
             out.print(f"  {number}: {series.summary}", markup=False, highlight=False, soft_wrap=True)
         for left in study.left_out:
-            out.print(f"  not read: {left.files:,} x {left.why}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"  not read: {left.words}", markup=False, highlight=False, soft_wrap=True)
     return EXIT_SOME_FAILED if failed else 0
 
 

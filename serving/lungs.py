@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
-from serving.errors import GeometryError
+from serving.errors import GeometryError, ScanError
 from serving.volumes import Volume
 
 RIGHT: Final = 1
@@ -30,6 +30,7 @@ AIRY_HU: Final = -320.0
 _COARSE_MM: Final = 3.0
 _COARSE_PX: Final = 128
 _COARSE_SLICES: Final = 400
+_BROKEN: Final = (ScanError, GeometryError)
 _CLOSING_MM: Final = 10.0
 _CLOSING_OF_WIDTH: Final = 0.028
 # A second lung has at least this part of the first; a piece that is cut off by dense lung at least that.
@@ -97,8 +98,10 @@ def find_lungs(volume: Volume) -> Lungs:
 
     Raises:
         UnsupportedScan: If its values are no Hounsfield units.
-        ScanError: If a slice can not be decoded.
+        ScanError: If no slice can be decoded; a slice that can not is taken for what lies beside it.
     """
+    if not volume.source.is_hu:
+        volume.slice_hu(0)
     spacing = volume.spacing_mm
     needed = -(-volume.shape[0] // _COARSE_SLICES)
     per_coarse = max(1, needed, round(_COARSE_MM / spacing[0]) if spacing else 1)
@@ -208,12 +211,24 @@ def _coarse_hu(volume: Volume, per_coarse: int) -> Float32[np.ndarray, "cn ch cw
     count, height, width = volume.shape
     factor = max(1.0, max(height, width) / _COARSE_PX)
     size = (max(1, round(width / factor)), max(1, round(height / factor)))
-    cells = []
+    cells: list[Float32[np.ndarray, "ch cw"]] = []
+    unknown, failure = 0, None
     for first in range(0, count, per_coarse):
-        part = range(first, min(first + per_coarse, count))
-        mean = sum(cv2.resize(volume.slice_hu(i), size, interpolation=cv2.INTER_AREA) for i in part) / len(part)
-        cells.append(np.asarray(mean, np.float32))
-    return np.stack(cells)
+        read = []
+        for index in range(first, min(first + per_coarse, count)):
+            try:
+                read.append(cv2.resize(volume.slice_hu(index), size, interpolation=cv2.INTER_AREA))
+            except _BROKEN as error:
+                failure = error
+        if read:
+            cell = np.asarray(sum(read) / len(read), np.float32)
+            # A cell of which nothing could be read is as the next one, or the one before it.
+            cells.extend([cell] * (unknown + 1))
+        unknown = 0 if read else unknown + 1
+    if not cells:
+        assert failure is not None
+        raise failure
+    return np.stack(cells + cells[-1:] * unknown)
 
 
 def _inside(airy: Bool[np.ndarray, "n h w"]) -> Bool[np.ndarray, "n h w"]:

@@ -24,7 +24,7 @@ from serving.study_report import StudyReport
 from serving.tritonserver import TritonServer
 from serving.volumes import Layout, Volume
 from serving.voxels import Memory
-from tests.serving.volume_files import affine_ras, dicom_slice, nifti_bytes, zipped
+from tests.serving.volume_files import affine_ras, dicom_slice, file_of, nifti_bytes, zipped
 from tests.toy_models import QUADRANTS, STRIPS, expected_mask, expected_means
 
 pytestmark = pytest.mark.triton
@@ -308,3 +308,32 @@ def test_what_may_be_no_study_of_the_chest_is_said_first(client: PipelineClient)
     tissue[12:-12, 24:-24] = -850
     said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
     assert said[0].startswith("3 of 3 slices that show lung do not look like slices of a chest")
+
+
+def test_a_slice_that_can_not_be_read_is_left_out_and_said(client: PipelineClient) -> None:
+    files = [file_of(dicom_slice(hu, (0.0, 0.0, 5.0 * i))) for i, hu in enumerate(chest())]
+    whole, broken = read_volume(client, open_volume(zipped(files))), 4
+    files[broken] = files[broken][: -SIDE * SIDE]
+    report = read_volume(client, open_volume(zipped(files)), ALL_OPEN)
+    assert [one.index for one in report.slices] == [i for i in range(SLICES) if i != broken]
+    assert not report.complete
+    said = (
+        f"slice {broken + 1} of {SLICES} is missing, since it can not be read (file {broken + 1} of {SLICES}: expected "
+    )
+    assert any(problem.startswith(said) for problem in report.problems)
+    whole = read_volume(
+        client, open_volume(zipped([dicom_slice(hu, (0.0, 0.0, 5.0 * i)) for i, hu in enumerate(chest())]))
+    )
+    # Its neighbours are read as they would have been: only its own lung is not there.
+    assert [one.lung_px for one in report.slices] == pytest.approx(
+        [one.lung_px for one in whole.slices if one.index != broken], rel=0.05, abs=50
+    )
+    for stack in report.masks.values():
+        assert stack is not None
+        assert broken not in stack.marked()
+
+
+def test_a_study_of_which_no_slice_can_be_read_says_why(client: PipelineClient) -> None:
+    files = [file_of(dicom_slice(hu, (0.0, 0.0, 5.0 * i)))[: -SIDE * SIDE] for i, hu in enumerate(chest()[:3])]
+    with pytest.raises(UnreadableScan, match="file 1 of 3: expected"):
+        read_volume(client, open_volume(zipped(files)))
