@@ -219,7 +219,7 @@ def _coarse_hu(volume: Volume, per_coarse: int) -> Float32[np.ndarray, "cn ch cw
             try:
                 read.append(cv2.resize(volume.slice_hu(index), size, interpolation=cv2.INTER_AREA))
             except _BROKEN as error:
-                failure = error
+                failure = failure or error
         if read:
             cell = np.asarray(sum(read) / len(read), np.float32)
             # A cell of which nothing could be read is as the next one, or the one before it.
