@@ -168,7 +168,9 @@ def body_of(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def within_body(pixels: UInt8[np.ndarray, "h w"], lungs: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"] | None:
-    """Where marks count in an axial slice: in the body, and in lung.
+    """Where marks count in an axial slice: in the convex hull of the body, and in lung.
+
+    The hull, so that no lung is lost that is open to the picture's edge; it leaves out the air around as well.
 
     Args:
         pixels: Grey for display: air is dark.
@@ -188,7 +190,7 @@ def within_body(pixels: UInt8[np.ndarray, "h w"], lungs: UInt8[np.ndarray, "h w"
     hull = cv2.fillConvexPoly(np.zeros(body.shape, np.uint8), cv2.convexHull(outline), 1)
     if np.count_nonzero(body) < _WHOLE_BODY * np.count_nonzero(hull):
         return None
-    inside: Bool[np.ndarray, "h w"] = body | (lungs != 0)
+    inside: Bool[np.ndarray, "h w"] = (hull > 0) | (lungs != 0)
     return inside
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from serving import phantom, pipeline
 from serving.activation import CAUTION, render_heat, restore_map
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
-from serving.lungs import body_of
+from serving.lungs import within_body
 from serving.measuring import NO_LUNG
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
@@ -144,7 +144,9 @@ class TestPredictAsJson:
                 assert png.mode == "P"
                 ids, colours = np.asarray(png), np.asarray(png.convert("RGB"))
             marked = restore_mask(expected_mask(image, stream), scan)
-            np.testing.assert_array_equal(ids, np.where(body_of(scan.pixels), marked, 0))
+            np.testing.assert_array_equal(
+                ids, np.where(within_body(scan.pixels, np.zeros(scan.size_hw, np.uint8)), marked, 0)
+            )
             labels = MANIFESTATIONS if stream == "all" else [m for m in MANIFESTATIONS if m.name == stream]
             for class_id in set(np.unique(ids)) - {0}:
                 assert set(map(tuple, colours[ids == class_id])) == {labels[class_id - 1].colour_rgb}
