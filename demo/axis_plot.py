@@ -31,7 +31,10 @@ def axis_plot(slices: Sequence[SliceReading], count: int, shown: int, counted: S
         shown: The slice that is looked at, from 0.
         counted: The slices that the summary is of, where that is known: others are shaded.
     """
-    values = [[_percent(one, label) for label in CURVES] for one in slices]
+    by_index = {one.index: one for one in slices}
+    # Up to where it is read. A slice that could not be read has no numbers.
+    reached = range(max(by_index, default=-1) + 1)
+    values = [[_percent(by_index.get(i), label) for label in CURVES] for i in reached]
     curves = "".join(_curve(values, i) for i in range(len(CURVES)))
     shade = _shade(count, counted) if counted else ""
     data = escape(json.dumps({"names": [label.title for label in CURVES], "values": values}, separators=(",", ":")))
@@ -40,7 +43,7 @@ def axis_plot(slices: Sequence[SliceReading], count: int, shown: int, counted: S
         f'<div class="ls-plot"><div class="ls-scale" aria-hidden="true"><span>100 %</span><span>50</span><span>0</span>'
         f'</div><div class="ls-field" role="slider" tabindex="0" aria-label="Slice of the study"'
         f' aria-valuemin="1" aria-valuemax="{count}" aria-valuenow="{shown + 1}"'
-        f' aria-valuetext="{_said(slices, count, shown)}" data-count="{count}" data-said="{data}">'
+        f' aria-valuetext="{_said(values, count, shown)}" data-count="{count}" data-said="{data}">'
         f'<svg viewBox="0 0 {count} 100" preserveAspectRatio="none" aria-hidden="true">{shade}'
         f'<path class="ls-half" d="M0 50H{count}"/>{curves}</svg>'
         f'<i class="ls-cursor" style="left:{100 * (shown + 0.5) / count:.3f}%"></i></div></div>'
@@ -49,7 +52,9 @@ def axis_plot(slices: Sequence[SliceReading], count: int, shown: int, counted: S
     )
 
 
-def _percent(one: SliceReading, label: Label) -> float | None:
+def _percent(one: SliceReading | None, label: Label) -> float | None:
+    if one is None:
+        return None
     p = one.diagnosis[label.name] if label is _COVID else one.manifestations[label.name]
     return None if p is None else round(100 * p, 1)
 
@@ -75,11 +80,11 @@ def _shade(count: int, counted: Sequence[int]) -> str:
     return "".join(f'<rect x="{i}" width="1.02" height="100"/>' for i in range(count) if i not in inside)
 
 
-def _said(slices: Sequence[SliceReading], count: int, shown: int) -> str:
+def _said(values: Sequence[Sequence[float | None]], count: int, shown: int) -> str:
     """As `demo.script` says it of other slices."""
     parts = [f"slice {shown + 1} of {count}"]
-    if shown < len(slices):
-        each = ((label, _percent(slices[shown], label)) for label in CURVES)
+    if shown < len(values):
+        each = zip(CURVES, values[shown], strict=True)
         parts += [f"{label.title} {'not run' if p is None else f'{p:.1f} %'}" for label, p in each]
     return escape(", ".join(parts))
 

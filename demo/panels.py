@@ -11,9 +11,10 @@ from html import escape
 from typing import Final
 
 from demo.folders import UploadGone
-from demo.rows import card, row, scrolled, sentence, swatch
+from demo.rows import burden_table, card, row, scrolled, sentence, swatch
 from demo.watch import Health
 from serving import pipeline
+from serving.burden import INFECTED, SIDE_NAMES, Area
 from serving.errors import LungstreamsError, RequestError, ScanError, ServerBusy, ServerError
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, Label
 from serving.results import CaseReport
@@ -187,6 +188,25 @@ def manifestations(report: CaseReport) -> str:
     )
 
 
+def burden(report: CaseReport) -> str:
+    """How much of the lung is marked in a CT slice; empty for an X-ray, and where no stream looked."""
+    said = report.burden
+    if said is None or not said.found:
+        return ""
+    if said.note is not None:
+        return f"{card('Burden', '% of the lung')}<p>{escape(said.note)}</p></section>"
+    sides = [side for side in SIDE_NAMES if said.lung[side] is not None]
+    singles = [name for name in said.found if name not in (INFECTED, ALL_STREAM.name)]
+    names = [name for name in (*singles, INFECTED, ALL_STREAM.name) if name in said.found]
+    found = [(name, [_share(said.found[name][side]) for side in sides]) for name in names]
+    table = burden_table(sides, found, [_pixels(said.lung[side]) for side in sides])
+    apart = "" if len(sides) > 1 else '<p class="ls-note">The two lungs can not be told apart in this slice.</p>'
+    return (
+        f"{card('Burden', '% of the lung in this slice')}{table}{apart}"
+        '<p class="ls-note">Lungs were found by thresholds, not by a network. A slice has no volume.</p></section>'
+    )
+
+
 def how(report: CaseReport) -> str:
     """Which model versions answered, and how long each took."""
     slowest_ms = max(report.stage_ms.values(), default=0.0)
@@ -212,6 +232,15 @@ def layers_note(report: CaseReport) -> str:
         f'<p class="ls-note">{ALL_STREAM.title}: filled in the colour of each class, edged in '
         f"{swatch(ALL_STREAM)}its own.</p>"
     )
+
+
+def _share(area: Area | None) -> str:
+    percent = "—" if area is None or area.percent is None else f"{area.percent:.1f} %"
+    return f"<b>{percent}</b><span>{_pixels(area)}</span>"
+
+
+def _pixels(area: Area | None) -> str:
+    return "—" if area is None else f"{area.pixels:,} px"
 
 
 def _verdict(report: CaseReport, label: Label) -> str:

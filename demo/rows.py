@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from typing import Final
 
-from serving.labels import Label
+from serving.burden import INFECTED
+from serving.labels import ALL_STREAM, STREAMS, Label
+
+_SIDE_TITLES: Final = {"both": "Both lungs", "right": "Right", "left": "Left"}
 
 
 def card(title: str, aside: str) -> str:
@@ -23,6 +28,25 @@ def card(title: str, aside: str) -> str:
 def scrolled(label: str, table: str) -> str:
     """A table that scrolls sideways where it is wider than its place, by the keyboard too."""
     return f'<div class="ls-scroll" tabindex="0" role="region" aria-label="Table: {label}">{table}</div>'
+
+
+def burden_table(sides: Sequence[str], found: Sequence[tuple[str, Sequence[str]]], lung: Sequence[str]) -> str:
+    """A table of how much of the lungs is marked.
+
+    Args:
+        sides: Of `serving.burden.SIDE_NAMES`, the columns.
+        found: Names of findings in their order, with a cell of HTML for each side.
+        lung: Likewise, how large the lung is.
+    """
+    titles = {INFECTED: "Any of them", **{label.name: f"{swatch(label)}{label.title}" for label in STREAMS}}
+    titles[ALL_STREAM.name] += ", by one network"
+    rows = "".join(
+        f'<tr><th scope="row">{title}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for title, cells in [*((titles[name], cells) for name, cells in found), ("Lung", lung)]
+    )
+    head = "".join(f'<th scope="col">{_SIDE_TITLES[side]}</th>' for side in sides)
+    table = f'<table class="ls-burden"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return scrolled("burden", table)
 
 
 def sentence(text: str) -> str:

@@ -100,6 +100,7 @@ class ScanTab:
             with gr.Column(elem_classes="ls-findings"):
                 self.diagnosis = html(panels.intro(), elem_id="diagnosis")
                 self.manifestations = html(elem_id="manifestations", visible=False)
+                self.burden = html(elem_id="slice-burden", visible=False)
                 self.meaning = html(elem_id="meaning", visible=False)
                 self.downloads = Downloads("", self.site, _case_of)
                 self.how = html(elem_id="how", visible=False)
@@ -151,6 +152,7 @@ class ScanTab:
             self.image,
             self.diagnosis,
             self.manifestations,
+            self.burden,
             self.how,
             self.doubts,
             self.meaning,
@@ -195,6 +197,7 @@ class ScanTab:
             gr.update(value=view.draw(on, or_default(opacity), seen), visible=True),
             panels.diagnosis(report),
             shown(panels.manifestations(report)),
+            shown(panels.burden(report)),
             shown(panels.how(report)),
             shown(caution.doubts(report)),
             shown(caution.meaning(report)),
@@ -207,7 +210,7 @@ class ScanTab:
 
     def emptied(self, alert: str = "") -> list[Any]:
         """No result, and perhaps why."""
-        nothing = [panels.intro(), *[shown("") for _ in range(4)], shown(alert), gr.update(visible=False), _OFF]
+        nothing = [panels.intro(), *[shown("") for _ in range(5)], shown(alert), gr.update(visible=False), _OFF]
         film = [gr.update(visible=True), gr.update(value=None, visible=False)]
         return [None, None, *film, *nothing, *self.layers.emptied(), *self.downloads.offered(None)]
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from serving import windows
 from serving.client import PipelineClient
-from serving.errors import AmbiguousStudy, LungstreamsError
+from serving.errors import AmbiguousStudy, GeometryError, LungstreamsError, ScanError
 from serving.labels import STREAMS
 from serving.overlay import fit, render, stream_layer
 from serving.series import read_study
@@ -65,15 +65,23 @@ class StudyView:
             ScanError: If it can not be read any more.
             RequestError: If the opacity is not in `[0, 1]`.
         """
-        if self.volume.source.is_hu:
-            pixels = windows.through(self.volume.slice_hu(index), seen)
-        else:
-            pixels = self.volume.slice_scan(index).pixels
+        try:
+            pixels = self._grey(index, seen)
+        except (ScanError, GeometryError):
+            if not 0 <= index < self.volume.shape[0] or any(one.index == index for one in self.report.slices):
+                raise
+            # A slice that could not be read: the report's problems say so, and why.
+            pixels = np.zeros(self.volume.shape[1:], np.uint8)
         masks = {name: stack for name in self.streams if name in streams and (stack := self.report.masks[name])}
         layers = [
             stream_layer(name, fit(stack.slice(index), _DISPLAY_SIDE_PX, is_mask=True)) for name, stack in masks.items()
         ]
         return render(fit(pixels, _DISPLAY_SIDE_PX, is_mask=False), layers, opacity)
+
+    def _grey(self, index: int, seen: Window) -> UInt8[np.ndarray, "h w"]:
+        if self.volume.source.is_hu:
+            return windows.through(self.volume.slice_hu(index), seen)
+        return self.volume.slice_scan(index).pixels
 
 
 class Shelf:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Final
 
 from demo.panels import request_id, steps
-from demo.rows import card, row, scrolled, sentence, swatch
-from serving.burden import FINDING_NAMES, INFECTED, SIDE_NAMES, Amount
-from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS
+from demo.rows import burden_table, card, row, sentence, swatch
+from serving.burden import INFECTED, SIDE_NAMES, Amount
+from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS
 from serving.study_report import SliceReading, StudyReport
-
-_SIDE_TITLES: Final = {"both": "Both lungs", "right": "Right", "left": "Left"}
 
 
 def opening() -> str:
@@ -47,7 +44,7 @@ def problems(report: StudyReport) -> str:
     """What has to be known before anything else; empty if there is nothing."""
     said = list(report.problems)
     if not report.complete:
-        said.insert(0, f"incomplete: {len(report.slices):,} of {report.shape[0]:,} slices were read, from the feet up")
+        said.insert(0, f"incomplete: {len(report.slices):,} of {report.shape[0]:,} slices were read")
     if not said:
         return ""
     items = "".join(f"<li>{sentence(problem)}</li>" for problem in said)
@@ -90,24 +87,12 @@ def manifestations(report: StudyReport) -> str:
 
 def burden(report: StudyReport) -> str:
     """How much of each lung is marked."""
-    titles = {INFECTED: "Any of them", **{label.name: label.title for label in MANIFESTATIONS}}
-    swatches = {label.name: swatch(label) for label in MANIFESTATIONS}
-    found = [name for name in FINDING_NAMES if name in report.burden.found]
-    names = [name for name in found if name != INFECTED] + [name for name in found if name == INFECTED]
-    rows = "".join(
-        f'<tr><th scope="row">{swatches.get(name, "")}{titles[name]}</th>'
-        + "".join(f"<td>{_amount(report.burden.found[name][side])}</td>" for side in SIDE_NAMES)
-        + "</tr>"
-        for name in names
-    )
-    lung = "".join(f"<td>{_size(report.burden.lung[side])}</td>" for side in SIDE_NAMES)
-    head = "".join(f'<th scope="col">{_SIDE_TITLES[side]}</th>' for side in SIDE_NAMES)
+    found = report.burden.found
     nobody = "" if found else '<p class="ls-note">No stream ran, so nothing is known of what is marked.</p>'
-    table = (
-        f'<table class="ls-burden"><thead><tr><td></td>{head}</tr></thead>'
-        f'<tbody>{rows}<tr><th scope="row">Lung</th>{lung}</tr></tbody></table>'
-    )
-    return f"{card('Burden', '% of the lung')}{scrolled('burden', table)}{nobody}</section>"
+    names = [name for name in (*MANIFESTATION_NAMES, INFECTED) if name in found]
+    rows = [(name, [_amount(found[name][side]) for side in SIDE_NAMES]) for name in names]
+    lung = [_size(report.burden.lung[side]) for side in SIDE_NAMES]
+    return f"{card('Burden', '% of the lung')}{burden_table(SIDE_NAMES, rows, lung)}{nobody}</section>"
 
 
 def how(report: StudyReport) -> str:

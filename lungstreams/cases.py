@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serving.burden import INFECTED
+from serving.burden import INFECTED, SIDE_NAMES
 from serving.errors import AmbiguousStudy, LungstreamsError
 from serving.labels import DIAGNOSES, MANIFESTATIONS, STREAM_NAMES
 from serving.results import CaseReport
@@ -75,8 +75,7 @@ class CaseResult:
         for label in MANIFESTATIONS:
             if (score := self.data["manifestations"][label.name]) is not None:
                 said.append(f"{label.title.lower()} {score:.0%}")
-        if "study" in self.data:
-            said.extend(burden_words(self.data["study"]["burden"]))
+        said.extend(burden_words(burden_of(self.data)))
         doubts = " ".join(self.doubts)
         return f"{self.title}: {f'{doubts} {DOUBTED} ' if doubts else ''}{self.data['modality']}, {', '.join(said)}"
 
@@ -91,7 +90,9 @@ def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) ->
     """
     height, width = report.size_hw
     caption = f"{report.modality}, {width} x {height} pixels, {report.latency_ms:.0f} ms."
-    return CaseResult({**_top(name, report.to_json(), masks), "doubts": list(report.doubts)}, caption)
+    everything = report.to_json()
+    more = {"doubts": everything["doubts"], "burden": everything["burden"]}
+    return CaseResult({**_top(name, everything, masks), **more}, caption)
 
 
 def study_case(
@@ -113,7 +114,7 @@ def study_case(
     everything = report.to_json()
     study: dict[str, Any] = {
         "series": series,
-        "left_out": [{"files": one.files, "why": one.why} for one in left_out],
+        "left_out": [{"files": one.files, "why": one.why, "which": list(one.which)} for one in left_out],
         **{key: value for key, value in everything.items() if key not in _AT_THE_TOP},
     }
     slices, height, width = report.shape
@@ -123,7 +124,7 @@ def study_case(
         f" {report.latency_ms / 1000:.1f} s.",
         f"The probabilities are of {len(report.counted)} slices that show enough lung.",
         *(f"Note: {problem}." for problem in report.problems),
-        *(f"Not read: {one.files} file(s): {one.why}." for one in left_out),
+        *(f"Note: {one.words}." for one in left_out),
     ]
     return CaseResult({**_top(name, everything, masks), "study": study}, " ".join(said))
 
@@ -143,20 +144,33 @@ def failed_case(name: str, error: LungstreamsError | OSError, request_id: str = 
     return CaseResult({"file": name, "error": said, **({"request_id": request_id} if request_id else {})})
 
 
-def burden_words(burden: Mapping[str, Any]) -> tuple[str, ...]:
-    """How much of the lungs is marked, in words; none where nobody looked or there is no lung."""
-    if INFECTED not in burden["found"]:
+def burden_of(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The burden of a case, of a study or of a CT slice; None of an X-ray, and of a line from before slices had one."""
+    burden: Mapping[str, Any] | None = data["study"]["burden"] if "study" in data else data.get("burden")
+    return burden
+
+
+def burden_words(burden: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """How much of the lungs is marked, in words; none where nobody looked or there is no burden."""
+    if burden is None or INFECTED not in burden["found"]:
         return ()
+    if burden.get("note"):
+        return (burden["note"].rstrip("."),)
     sides = burden["found"][INFECTED]
     if sides["both"]["percent"] is None:
         return ("no lung was found",)
-    each = ", ".join(
-        f"{side} {sides[side]['percent']:.1f} %" for side in ("right", "left") if sides[side]["percent"] is not None
-    )
-    volume = ""
-    if sides["both"]["ml"] is not None:
-        volume = f", {sides['both']['ml']:,.0f} ml of {burden['lung']['both']['ml']:,.0f} ml"
-    return (f"{sides['both']['percent']:.1f} % of the lungs are marked ({each}{volume})",)
+    said = [f"{side} {percent_of(sides[side])}" for side in SIDE_NAMES[1:] if percent_of(sides[side])]
+    lung = burden["lung"]["both"]
+    if "ml" not in lung:
+        said.append(f"{sides['both']['pixels']:,} of {lung['pixels']:,} pixels")
+    elif lung["ml"] is not None:
+        said.append(f"{sides['both']['ml']:,.0f} ml of {lung['ml']:,.0f} ml")
+    return (f"{percent_of(sides['both'])} of the lungs are marked ({', '.join(said)})",)
+
+
+def percent_of(amount: Mapping[str, Any] | None) -> str:
+    """An amount's per cent of the lung; empty where it is not known."""
+    return "" if amount is None or amount["percent"] is None else f"{amount['percent']:.1f} %"
 
 
 def _top(name: str, everything: Mapping[str, Any], masks: Mapping[str, str | None]) -> dict[str, Any]:

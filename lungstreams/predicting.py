@@ -128,7 +128,7 @@ def list_series(given: Sequence[Path]) -> int:
         for number, series in enumerate(study.series):
             out.print(f"  {number}: {series.summary}", markup=False, highlight=False, soft_wrap=True)
         for left in study.left_out:
-            out.print(f"  not read: {left.files:,} x {left.why}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"  not read: {left.words}", markup=False, highlight=False, soft_wrap=True)
     return EXIT_SOME_FAILED if failed else 0
 
 
@@ -207,6 +207,8 @@ class _Run:
             "modality": self._ask.modality,
             "thresholds": resolve_thresholds(self._ask.thresholds),
             "exports": sorted(self._ask.exports),
+            # A record from when masks went beyond the body does not count: a folder would hold both kinds.
+            "masks": "within the body",
             # Not there where it was not asked for: a record from before it could be still counts.
             **({"explain": True} if self._ask.explain else {}),
             "models": self._client.versions(),

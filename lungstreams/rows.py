@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from serving.burden import FINDING_NAMES, SIDE_NAMES
-from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
+from lungstreams.cases import burden_of
+from serving.burden import BOTH, FINDING_NAMES, SIDE_NAMES, SLICE_FINDING_NAMES
+from serving.exports.tables import Cell, harmless
+from serving.labels import ALL_STREAM, DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.results import STATUS_NAMES
 
 _BURDEN: Final = tuple(f"{name}_{side}_percent" for name in FINDING_NAMES for side in SIDE_NAMES)
@@ -21,12 +23,16 @@ COLUMNS: Final = (
     *(f"mask_{name}" for name in STREAM_NAMES),
     "latency_ms",
     "doubts",
+    "lung_px",
+    *(f"{name}_px" for name in SLICE_FINDING_NAMES),
+    *(f"{ALL_STREAM.name}_{side}_percent" for side in SIDE_NAMES),
+    "burden_note",
 )
 """In their order. Empty is what was not said: a stage that did not run, a volume that is not known."""
 
 
-def row_of(data: Mapping[str, Any]) -> dict[str, object]:
-    """The row of a case.
+def row_of(data: Mapping[str, Any]) -> dict[str, Cell]:
+    """The row of a case, in which no text is a formula: names of files are anybody's.
 
     Args:
         data: As ``--json`` writes it.
@@ -34,7 +40,11 @@ def row_of(data: Mapping[str, Any]) -> dict[str, object]:
     Returns:
         By column; what is left out is empty.
     """
-    row: dict[str, object] = {"file": data["file"]}
+    return {column: harmless(value) for column, value in _row_of(data).items()}
+
+
+def _row_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"file": data["file"]}
     if "error" in data:
         return {**row, "error": data["error"]["type"], "message": " ".join(data["error"]["message"].split())}
     row |= {"modality": data["modality"], "latency_ms": data["latency_ms"]}
@@ -44,13 +54,24 @@ def row_of(data: Mapping[str, Any]) -> dict[str, object]:
     row["doubts"] = " ".join(data.get("doubts", ()))
     if "study" in data:
         row |= dict(_study(data["study"]))
+    if (burden := burden_of(data)) is not None:
+        row |= dict(_burden(burden))
     return row
 
 
-def _study(study: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _study(study: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from (("series", study["series"]), ("slices", study["shape"][0]), ("complete", study["complete"]))
     yield "problems", "; ".join(study["problems"])
-    yield "lung_ml", study["burden"]["lung"]["both"]["ml"]
-    for name, sides in study["burden"]["found"].items():
-        yield f"{name}_ml", sides["both"]["ml"]
-        yield from ((f"{name}_{side}_percent", amount["percent"]) for side, amount in sides.items())
+
+
+def _burden(burden: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    parts = (("lung", burden["lung"]), *burden["found"].items())
+    for name, sides in parts:
+        if (both := sides[BOTH]) is not None:
+            yield f"{name}_px", both["pixels"]
+            if "ml" in both:
+                yield f"{name}_ml", both["ml"]
+    for name, sides in burden["found"].items():
+        known = {side: amount for side, amount in sides.items() if amount is not None}
+        yield from ((f"{name}_{side}_percent", amount["percent"]) for side, amount in known.items())
+    yield "burden_note", burden.get("note")

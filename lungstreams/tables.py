@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lungstreams.cases import DOUBTED, EXPLANATION, CaseResult, burden_words
+from lungstreams.cases import DOUBTED, EXPLANATION, CaseResult, burden_of, burden_words, percent_of
 from lungstreams.console import RESEARCH_ONLY
+from serving.burden import SIDE_NAMES
 from serving.labels import DIAGNOSES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAMS
 
 _STATUS_TEXT: Final = {"ran": "", "not_run": "not run", "not_applicable": "not applicable"}
@@ -19,14 +20,14 @@ _STATUS_TEXT: Final = {"ran": "", "not_run": "not run", "not_applicable": "not a
 def table_of(case: CaseResult) -> Table:
     """The table of a case that was read."""
     data = case.data
-    words = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in _words(data)]
+    words = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in burden_words(burden_of(data))]
     table = Table(
         title=escape(case.title),
         caption=escape(" ".join([*words, case.caption, RESEARCH_ONLY])),
         title_justify="left",
         caption_justify="left",
     )
-    headings = ("ml", "of lung", "right", "left") if "study" in data else ("area",)
+    headings = _headings(data)
     for heading in ("", "probability", *headings, "mask"):
         table.add_column(heading, justify="left" if heading in ("", "mask") else "right", overflow="fold")
     empty = [""] * (len(headings) + 1)
@@ -45,8 +46,13 @@ def warning_of(case: CaseResult) -> Text:
     return Text(f"{' '.join(case.doubts)} {DOUBTED}", style="bold red")
 
 
-def _words(data: Mapping[str, Any]) -> Iterable[str]:
-    return burden_words(data["study"]["burden"]) if "study" in data else ()
+def _headings(data: Mapping[str, Any]) -> tuple[str, ...]:
+    burden = burden_of(data)
+    if burden is None:
+        return ("area",)
+    # Columns that stay empty only make the table wider.
+    per_cents = ("of lung", "right", "left") if not burden.get("note") else ()
+    return ("ml" if "study" in data else "area", *per_cents)
 
 
 def _score(data: Mapping[str, Any], name: str) -> str:
@@ -57,21 +63,17 @@ def _score(data: Mapping[str, Any], name: str) -> str:
 
 
 def _amounts(data: Mapping[str, Any], name: str) -> Iterable[str]:
-    area = data["area_fraction"][name]
+    area, empty = data["area_fraction"][name], [""] * (len(_headings(data)) - 1)
     if area is None:
-        text = _STATUS_TEXT[data["status"][name]]
-        return (text, "", "", "") if "study" in data else (text,)
-    if "study" not in data:
-        return (f"{area:.2%}",)
-    sides = data["study"]["burden"]["found"].get(name)
-    if sides is None:
-        return ("", "", "", "")
-    ml = sides["both"]["ml"]
-    return ("" if ml is None else f"{ml:,.0f}", *(_percent(sides[side]) for side in ("both", "right", "left")))
-
-
-def _percent(amount: Mapping[str, Any]) -> str:
-    return "" if amount["percent"] is None else f"{amount['percent']:.1f} %"
+        return (_STATUS_TEXT[data["status"][name]], *empty)
+    sides = (burden_of(data) or {"found": {}})["found"].get(name)
+    first = f"{area:.2%}"
+    if "study" in data:
+        ml = None if sides is None else sides["both"]["ml"]
+        first = "" if ml is None else f"{ml:,.0f}"
+    if sides is None or not empty:
+        return (first, *empty)
+    return (first, *(percent_of(sides[side]) for side in SIDE_NAMES))
 
 
 def _mask(data: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""How much of the lungs is affected: ml and per cent, per manifestation, left and right.
+"""How much of the lungs is affected: ml (of a single slice, pixels) and per cent, per manifestation, left and right.
 
 **What counts.** Lung is what `serving.lungs` finds, and what is marked as ground glass or consolidation: a threshold
 on air misses dense lung. Fluid is beside the lung; its per cent is its volume in relation to that of the lung. What
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Shaped, UInt8
 from scipy import ndimage
 
 from serving.errors import GeometryError, RequestError
-from serving.labels import MANIFESTATION_NAMES
+from serving.labels import ALL_STREAM, MANIFESTATION_NAMES
 from serving.lungs import SIDES, halves
 
 INFECTED: Final = "infected"
@@ -28,6 +28,9 @@ INFECTED: Final = "infected"
 BOTH: Final = "both"
 SIDE_NAMES: Final = (BOTH, *SIDES)
 FINDING_NAMES: Final = (INFECTED, *MANIFESTATION_NAMES)
+
+SLICE_FINDING_NAMES: Final = (*FINDING_NAMES, ALL_STREAM.name)
+"""Of a single slice: what the network of all manifestations marks is there, too."""
 
 # What is marked as this is lung, whatever its density.
 _LUNG_TISSUE: Final = ("ground_glass", "consolidation")
@@ -71,20 +74,61 @@ class Burden:
         }
 
 
+@dataclass(frozen=True)
+class Area:
+    """How much there is of something in a slice.
+
+    Attributes:
+        pixels: Pixels of the slice.
+        mm2: Their area; None where the file does not say how large pixels are.
+        percent: Of the lung (of that side); None where that is not known.
+    """
+
+    pixels: int
+    mm2: float | None
+    percent: float | None
+
+
+@dataclass(frozen=True)
+class SliceBurden:
+    """The burden of a single CT slice. No ml: a slice of unknown thickness has no volume.
+
+    Attributes:
+        lung: By side (`SIDE_NAMES`), how large the lung is; None for what is not known: for all where `note` says
+            so, for each side where the two lungs can not be told apart.
+        found: By finding (`SLICE_FINDING_NAMES`; what nobody looked for is left out), then by side, likewise.
+        note: Why there are no per cents, as a sentence for a reader; None where there are.
+    """
+
+    lung: Mapping[str, Area | None]
+    found: Mapping[str, Mapping[str, Area | None]]
+    note: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """What `json.dumps` takes."""
+        return {
+            "lung": _areas_json(self.lung),
+            "found": {name: _areas_json(sides) for name, sides in self.found.items()},
+            "note": self.note,
+        }
+
+
 class Tally:
     """Counts slices as they come.
 
     Args:
-        names: The manifestations that were looked for.
+        names: What was looked for: manifestations, and `ALL_STREAM` for what the network of all of them marks. The
+            latter is counted beside the others; `INFECTED` and the lung are of the single ones alone.
 
     Raises:
         RequestError: If there is no such manifestation.
     """
 
     def __init__(self, names: Sequence[str] = MANIFESTATION_NAMES) -> None:
+        known = (*MANIFESTATION_NAMES, ALL_STREAM.name)
         for name in names:
-            if name not in MANIFESTATION_NAMES:
-                raise RequestError(f"expected a manifestation of {', '.join(MANIFESTATION_NAMES)}, got {name!r}")
+            if name not in known:
+                raise RequestError(f"expected a manifestation of {', '.join(known)}, got {name!r}")
         self._names = tuple(names)
         self._pixels: Counter[tuple[str, int]] = Counter()
         self._ml: dict[tuple[str, int], float] = defaultdict(float)
@@ -116,10 +160,11 @@ class Tally:
         infected = np.zeros(lungs.shape, bool)
         tissue = lungs != 0
         for name, mask in marked.items():
-            infected |= mask
+            if name in MANIFESTATION_NAMES:
+                infected |= mask
             if name in _LUNG_TISSUE:
                 tissue |= mask
-        sides = _sides(lungs, infected | tissue)
+        sides = _sides(lungs, np.logical_or.reduce([tissue, *marked.values()]))
         self._sized &= voxel_ml is not None
         each = np.zeros((1, 1)) if voxel_ml is None else voxel_ml
         for name, mask in {"lung": tissue, INFECTED: infected, **marked}.items():
@@ -172,6 +217,10 @@ class Tally:
         # Of unequal voxels volumes are what counts.
         part, whole = (ml, lung[1]) if ml is not None and lung[1] is not None else (float(pixels), float(lung[0]))
         return Amount(pixels, ml, 100 * part / whole if whole else None)
+
+
+def _areas_json(sides: Mapping[str, Area | None]) -> dict[str, object]:
+    return {side: None if area is None else vars(area).copy() for side, area in sides.items()}
 
 
 def _sides(lungs: UInt8[np.ndarray, "h w"], wanted: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

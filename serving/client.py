@@ -27,6 +27,7 @@ from serving import pipeline, statistics, wire
 from serving.calls import Calls, pauses
 from serving.errors import InferenceFailed, LungstreamsError, RequestError, ScanError, ServerError, ServerNotReady
 from serving.labels import REQUESTED_MODALITIES, RequestedModality
+from serving.measuring import measured
 from serving.plausibility import examine
 from serving.results import CaseReport, build_report, resolve_thresholds
 from serving.scans import Scan, decode
@@ -136,10 +137,20 @@ class PipelineClient:
         *,
         explain: bool = False,
         request_id: str | None = None,
+        measure: bool = True,
     ) -> Future[CaseReport]:
         """Send one scan as `predict` and return at once; the future gives the report, or raises as `predict` does.
 
         A future that is cancelled gives its answer to nobody; with `cancel_on_server` it leaves the server's queue.
+
+        Args:
+            data: See `predict`.
+            modality: See `predict`.
+            thresholds: See `predict`.
+            explain: See `predict`.
+            request_id: See `predict`.
+            measure: Whether a CT slice's report is held against the slice, see `serving.measuring`; whoever knows more
+                of where the lungs are does so himself.
 
         Raises:
             ScanError: As `predict`; at once, since nothing is sent.
@@ -156,7 +167,9 @@ class PipelineClient:
             raise
         return self._calls.start(
             wire.request(data, scan.modality, asked, explain=explain, request_id=request_id),
-            lambda answer, latency_ms: self._report(scan, asked, before, answer, latency_ms, request_id),
+            lambda answer, latency_ms: self._report(
+                scan, asked, before, answer, latency_ms, request_id, measure=measure
+            ),
             self._explain,
         )
 
@@ -299,13 +312,15 @@ class PipelineClient:
         answer: triton_grpc.InferResult,
         latency_ms: float,
         request_id: str,
+        *,
+        measure: bool,
     ) -> CaseReport:
         models = wire.asked_models(scan.modality)
         after = before
         # A report without times is better than none: the answer is there.
         with suppress(InferenceServerException):
             after = statistics.read_after(self._triton, before, models, _ADMIN_TIMEOUT_S)
-        return build_report(
+        report = build_report(
             scan,
             _tensors(answer, scan),
             thresholds,
@@ -315,6 +330,7 @@ class PipelineClient:
             doubts=examine(scan).words,
             request_id=request_id,
         )
+        return measured(report, scan) if measure else report
 
 
 def _tensors(answer: triton_grpc.InferResult, scan: Scan) -> dict[str, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -10,7 +12,7 @@ from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from serving.dicom_frames import MultiFrame
 from serving.dicom_planes import Plane
-from serving.errors import GeometryError, UnsupportedScan
+from serving.errors import GeometryError, ScanTooLarge, UnreadableScan, UnsupportedScan
 from serving.limits import check_size
 from serving.scans import SourceFormat
 from serving.series import Series, normal_of
@@ -18,6 +20,7 @@ from serving.volumes import Layout, Volume, tilt_problem
 from serving.voxels import spool
 
 _UNKNOWN_STEP_MM: Final = 1.0
+_NAMED: Final = 5
 
 
 def series_volume(series: Series) -> Volume:
@@ -31,11 +34,18 @@ def series_volume(series: Series) -> Volume:
         The volume, with the series' problems.
 
     Raises:
-        UnsupportedScan: If it is no CT.
+        UnsupportedScan: If it is no CT, or all slices lie in one place.
         ScanTooSmall: If its axial slices would be: a few sagittal or coronal ones.
     """
     if series.modality != "ct":
         raise UnsupportedScan(f"expected a CT series for a volume, got {series.modality}")
+    if series.stack is not None and series.stack.step_mm is None and series.stack.duplicates:
+        # Frames of a perfusion or of a breath: which of them is meant is not for us to guess.
+        count = 1 + len(series.stack.duplicates)
+        raise UnsupportedScan(
+            f"expected slices in different places, got {count:,} in one place (a time series, or copies?): "
+            "read one of them alone"
+        )
     source = DicomVoxels(series.planes)
     instances = tuple((plane.sop_uid, plane.frame) for plane in series.planes)
     problems = list(series.problems)
@@ -59,8 +69,21 @@ def series_volume(series: Series) -> Volume:
         extent=None if series.stack is None else series.stack.extent,
         depth_known=between is not None,
         instances=instances,
-        problems=(*problems, *tilt_problem(affine)),
+        problems=(*problems, *_gap_problem(series, layout), *tilt_problem(affine)),
     )
+
+
+def _gap_problem(series: Series, layout: Layout) -> tuple[str, ...]:
+    """Between which slices others are missing, as the volume counts them; none if it is no axial series."""
+    if series.stack is None or layout.axes[0] != 0:
+        return ()
+    count = len(series.planes)
+    after = sorted(count - 1 - i if layout.flipped[0] else i + 1 for i in series.stack.gaps)
+    if not after:
+        return ()
+    named = ", ".join(f"{i:,} and {i + 1:,}" for i in after[:_NAMED])
+    more = f", and in {len(after) - _NAMED:,} more places" if len(after) > _NAMED else ""
+    return (f"slices are missing between slices {named}{more}, counted from the feet",)
 
 
 class DicomVoxels:
@@ -112,12 +135,12 @@ class DicomVoxels:
 
     def _hu(self, index: int) -> Float32[np.ndarray, "h w"]:
         plane = self._planes[index]
-        with self._lock:
+        with self._lock, _named(plane):
             return self._sized(self._frames(plane).hu(plane.frame))
 
     def _grey(self, index: int) -> UInt8[np.ndarray, "h w"]:
         plane = self._planes[index]
-        with self._lock:
+        with self._lock, _named(plane):
             return self._sized(self._frames(plane).grey(plane.frame))
 
     def _sized(self, values: Shaped[np.ndarray, "h w"]) -> Shaped[np.ndarray, "h w"]:
@@ -141,6 +164,17 @@ class DicomVoxels:
                 self._spooled[kind] = spool(self.shape, read, np.float32 if kind == "hu" else np.uint8)
         across: Shaped[np.ndarray, "a b"] = self._spooled[kind][(slice(None),) * axis + (index,)]
         return across
+
+
+@contextmanager
+def _named(plane: Plane) -> Iterator[None]:
+    """Say in an error which file it is of, by its place among the files."""
+    try:
+        yield
+    except (UnreadableScan, UnsupportedScan, ScanTooLarge, GeometryError) as error:
+        where = plane.blob.label + (f", frame {plane.frame + 1:,}" if plane.frame_count > 1 else "")
+        said = str(error).removeprefix(f"{plane.blob.label}: ")
+        raise type(error)(f"{where}: {said}") from error
 
 
 def series_affine(series: Series) -> Float64[np.ndarray, "4 4"] | None:

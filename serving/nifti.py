@@ -42,6 +42,8 @@ _PAIR_MAGICS: Final = (b"ni1\0", b"ni2\0")
 _HEADER_BYTES: Final = 540
 _TYPES: Final = frozenset({"uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"})
 _LPS_OF_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A label map of lungs, lobes and lesions has some; a CT has air, at -1000.
+_MOST_CLASSES: Final = 20
 _CHUNK_BYTES: Final = 2**20
 _PACKED_BYTES: Final = 2**16
 
@@ -75,7 +77,7 @@ def read_nifti(source: Path | bytes) -> Volume:
     Raises:
         UnreadableScan: Not NIfTI, broken or truncated.
         UnsupportedScan: A pair of files, a number of axes other than three (a fourth of length 1 is dropped), a
-            type of voxels other than whole or real numbers, or lengths in another unit than mm.
+            type of voxels other than whole or real numbers, lengths in another unit than mm, or class ids of a mask.
         ScanTooLarge: Over a limit of `serving.limits`; raised before the voxels are inflated.
         ScanTooSmall: Under a limit of `serving.limits`, likewise.
     """
@@ -99,7 +101,9 @@ def read_nifti(source: Path | bytes) -> Volume:
     if stored.size < needed:
         raise UnreadableScan(f"expected a NIfTI file of {needed:,} bytes, got {stored.size:,}: it is truncated")
     values: np.ndarray = np.ndarray(shape, header.get_data_dtype(), buffer=stored, offset=offset, order="F")
-    return Volume(NiftiVoxels(values, header, *scale), affine, layout, problems=_problems(header, affine))
+    voxels = NiftiVoxels(values, header, *scale)
+    _check_values(voxels)
+    return Volume(voxels, affine, layout, problems=_problems(header, affine))
 
 
 class NiftiVoxels(Memory):
@@ -221,6 +225,23 @@ def _inflated_to_file(head: bytes, inflated: Iterator[bytes], needed: int) -> UI
             ) from None
         file.flush()
         return np.memmap(file, np.uint8, "r", shape=(written,))
+
+
+def _check_values(voxels: NiftiVoxels) -> None:
+    """Refuse class ids: a folder of scans holds masks, too, and one read as CT would be a chest without air.
+
+    A plane of a CT ends the search, so that only a mask is read as a whole.
+    """
+    highest = 0.0
+    for index in range(voxels.shape[2]):
+        plane = voxels.plane(2, index)
+        highest = max(highest, float(plane.max()))
+        if plane.min() < 0 or highest > _MOST_CLASSES or (plane != np.rint(plane)).any():
+            return
+    if highest > 0:
+        raise UnsupportedScan(
+            f"expected a CT volume in Hounsfield units, got whole numbers from 0 to {highest:.0f}: a mask?"
+        )
 
 
 def _scale(header: Any) -> tuple[float, float]:

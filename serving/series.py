@@ -6,7 +6,7 @@ Nothing of a file's name and nothing of its patient gets into a message. A serie
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ _ORIENTATION_TOLERANCE: Final = 0.01
 _SPACING_TOLERANCE_MM: Final = 1e-3
 # A radial reconstruction has some dozens.
 _MAX_KINDS: Final = 100
+_REASONS: Final = 20
+_NAMED: Final = 5
 _NAMES: Final = ("sagittal", "coronal", "axial")
 _AXIS_ALIGNED: Final = 0.8
 
@@ -40,10 +42,18 @@ class LeftOut:
     Attributes:
         files: How many.
         why: What was expected, and what came.
+        which: The first of them, by their place among the files: "file 3 of 120".
     """
 
     files: int
     why: str
+    which: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """One line that names no file."""
+        more = f" and {self.files - len(self.which):,} more" if self.files > len(self.which) > 0 else ""
+        return f"{', '.join(self.which) or f'{self.files:,} file(s)'}{more} can not be read: {self.why}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +149,7 @@ def read_study(source: Path | bytes | Iterable[Path]) -> Study:
     """
     files = blobs(source)
     planes: list[Plane] = []
-    refused: list[ScanError] = []
+    refused: list[tuple[str, ScanError]] = []
     reads = StudyReads()
     for blob in files:
         try:
@@ -147,17 +157,26 @@ def read_study(source: Path | bytes | Iterable[Path]) -> Study:
         except ScanError as error:
             if reads.are_spent:
                 raise
-            refused.append(error)
+            refused.append((blob.label, error))
         if len(planes) > 4 * MAX_SLICES:
             raise ScanTooLarge(f"expected a study of at most {4 * MAX_SLICES:,} slices, got more")
     if not planes and len(refused) == 1:
-        raise refused[0]
-    # Damaged files have numbers of their own in their messages: not a thousand lines of them.
-    left_out = tuple(LeftOut(count, why) for why, count in Counter(map(str, refused)).most_common(20))
+        raise refused[0][1]
+    left_out = _left_out(refused)
     if not planes:
         why = "; ".join(f"{left.files:,} x {left.why}" for left in left_out[:3]) or "no files"
         raise UnreadableScan(f"expected a study with DICOM images, got none ({why})")
     return Study(tuple(_series_of(planes)), left_out)
+
+
+def _left_out(refused: Sequence[tuple[str, ScanError]]) -> tuple[LeftOut, ...]:
+    which: dict[str, list[str]] = defaultdict(list)
+    for label, error in refused:
+        # Some messages begin with the file already.
+        which[str(error).removeprefix(f"{label}: ")].append(label)
+    # Damaged files have numbers of their own in their messages: not a thousand lines of them.
+    most_first = sorted(which.items(), key=lambda one: -len(one[1]))[:_REASONS]
+    return tuple(LeftOut(len(labels), why, tuple(labels[:_NAMED])) for why, labels in most_first)
 
 
 def _series_of(planes: Sequence[Plane]) -> list[Series]:

@@ -27,6 +27,7 @@ class Stack:
         even: Whether they are equally far apart and in one line.
         extent: How far each of `order` reaches relative to the mean distance: half-way to its neighbours.
         missing: Slices that are missing in between.
+        gaps: After which of `order`, from 0, slices are missing.
         duplicates: Slices that lie where another lies; not in `order`.
         problems: What to say of it.
     """
@@ -36,6 +37,7 @@ class Stack:
     even: bool
     extent: Float64[np.ndarray, " n"]
     missing: int
+    gaps: tuple[int, ...]
     duplicates: tuple[int, ...]
     problems: tuple[str, ...]
 
@@ -63,9 +65,9 @@ def stack(
             f"{_slices(len(duplicates))} in the place of another (several phases or copies?); the first of each is used"
         )
     if len(order) == 1:
-        return Stack(tuple(order), None, True, np.ones(1), 0, tuple(duplicates), tuple(problems))
+        return Stack(tuple(order), None, True, np.ones(1), 0, (), tuple(duplicates), tuple(problems))
     distances = np.diff(along[order])
-    missing, said = _gaps(distances)
+    missing, gaps, said = _gaps(distances)
     problems.extend(said)
     kept = positions[order]
     step = (kept[-1] - kept[0]) / (len(order) - 1)
@@ -75,7 +77,7 @@ def stack(
         problems.append(f"slices are shifted sideways against each other by up to {sideways:.1f} mm")
     problems.extend(_shear(step, normal))
     even = in_line and _regular(distances)
-    return Stack(tuple(order), step, even, _extent(distances), missing, tuple(duplicates), tuple(problems))
+    return Stack(tuple(order), step, even, _extent(distances), missing, gaps, tuple(duplicates), tuple(problems))
 
 
 def _without_duplicates(by_place: Sequence[int], along: Float64[np.ndarray, " n"]) -> tuple[list[int], list[int]]:
@@ -92,22 +94,27 @@ def _regular(distances: Float64[np.ndarray, " n"]) -> bool:
     return bool(np.abs(distances - distances.mean()).max() <= tolerance)
 
 
-def _gaps(distances: Float64[np.ndarray, " n"]) -> tuple[int, list[str]]:
+def _gaps(distances: Float64[np.ndarray, " n"]) -> tuple[int, tuple[int, ...], list[str]]:
     """Missing slices where every distance is a multiple of the smallest; else what to say of uneven ones."""
     if _regular(distances):
-        return 0, []
+        return 0, (), []
     shortest = float(distances.min())
     nominal = float(np.median(distances[distances < 1.5 * shortest]))
     multiples = distances / nominal
     whole = np.rint(multiples)
     if np.abs(multiples - whole).max() > _MULTIPLE_TOLERANCE or whole.max() < 2:
-        return 0, [f"slices are not equally far apart: {distances.min():.2f} to {distances.max():.2f} mm"]
+        return 0, (), [f"slices are not equally far apart: {distances.min():.2f} to {distances.max():.2f} mm"]
     missing = int((whole - 1).sum())
-    places = int((whole > 1).sum())
-    return missing, [
-        f"{_slices(missing)} missing in {places} place{'s' if places > 1 else ''} "
-        f"(slices are {nominal:.2f} mm apart, the widest gap is {distances.max():.2f} mm)"
-    ]
+    gaps = tuple(int(i) for i in np.flatnonzero(whole > 1))
+    places = len(gaps)
+    return (
+        missing,
+        gaps,
+        [
+            f"{_slices(missing)} missing in {places} place{'s' if places > 1 else ''} "
+            f"(slices are {nominal:.2f} mm apart, the widest gap is {distances.max():.2f} mm)"
+        ],
+    )
 
 
 def _sideways_mm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from serving.dicom_volumes import series_volume
@@ -33,7 +34,10 @@ def open_volume(source: Path | bytes | Iterable[Path], series: int | None = None
         if series not in (None, 0):
             raise RequestError(f"expected series 0 of a NIfTI file, got {series}")
         return read_nifti(source)
-    return series_volume(read_study(source).choose(series))
+    study = read_study(source)
+    volume = series_volume(study.choose(series))
+    # First: a slice may be among them, and at an end of the series no gap shows it.
+    return replace(volume, problems=(*(left.words for left in study.left_out), *volume.problems))
 
 
 def _is_nifti(source: Path | bytes) -> bool:

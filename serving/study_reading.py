@@ -26,15 +26,18 @@ from jaxtyping import UInt8
 from serving import pipeline, wire
 from serving.burden import Burden, Tally
 from serving.client import PipelineClient
+from serving.errors import GeometryError, ScanError
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
-from serving.lungs import Lungs, body_of, find_lungs, lungs_of_grey
+from serving.lungs import Lungs, find_lungs, lungs_of_grey, within_body
 from serving.mask_stacks import MaskStack
+from serving.measuring import clipped
 from serving.results import CaseReport, resolve_thresholds
 from serving.study_report import SliceReading, StudyReport, those_that_count
 from serving.volumes import Volume
 
 # Slices are packed for a socket on this machine or the next: speed counts, bytes hardly do.
 _PNG_LEVEL = 1
+_NAMED = 5
 _NOT_A_CHEST = "this may be no study of the chest, and what follows is not to be trusted"
 
 _Sent = tuple[int, UInt8[np.ndarray, "h w"], Future[CaseReport]]
@@ -76,6 +79,8 @@ class StudyReading:
         self._models: dict[str, str] = {}
         self._doubted: set[int] = set()
         self._slices: list[SliceReading] = []
+        self._sent = 0
+        self._broken: dict[int, ScanError | GeometryError] = {}
         self._latency_ms = 0.0
         self._lungs: Lungs | None = None
 
@@ -89,20 +94,18 @@ class StudyReading:
         return self.volume.shape[0]
 
     def __iter__(self) -> Iterator[SliceReading]:
-        """Read on from where it is.
+        """Read on from where it is. A slice that can not be decoded is left out, and the report says so.
 
         Raises:
-            ScanError: If a slice can not be decoded.
+            ScanError: If no slice can be decoded.
             ServerError: As `PipelineClient.predict`.
         """
         if self._lungs is None and self.volume.source.is_hu:
             self._lungs = find_lungs(self.volume)
         started_s = time.monotonic() - self._latency_ms / 1000
         try:
-            # Counted anew each time: another loop over the same reading may have gone on in between.
-            while (index := len(self._slices)) < len(self):
-                for ahead in range(index + len(self._waiting), min(index + self._in_flight, len(self))):
-                    self._waiting.append(self._send(ahead))
+            # Looked up anew each time: another loop over the same reading may have gone on in between.
+            while self._send_ahead():
                 read, pixels, future = self._waiting.popleft()
                 one = self._take(read, pixels, future.result())
                 self._latency_ms = 1000 * (time.monotonic() - started_s)
@@ -113,7 +116,8 @@ class StudyReading:
     def stop(self) -> None:
         """Give up what is under way."""
         while self._waiting:
-            self._waiting.pop()[-1].cancel()
+            self._sent, _, future = self._waiting.pop()
+            future.cancel()
 
     def report(self) -> StudyReport:
         """What is known of the slices that were read; it stays as it is when the reading goes on.
@@ -124,7 +128,7 @@ class StudyReading:
         return StudyReport(
             shape=self.volume.shape,
             spacing_mm=self.volume.spacing_mm,
-            problems=(*self._doubts(), *self.volume.problems),
+            problems=(*self._doubts(), *self._gaps(), *self.volume.problems),
             slices=tuple(self._slices),
             masks={stream: mask.copy() if stream in self._ran else None for stream, mask in self._masks.items()},
             burden=self._burden(),
@@ -145,24 +149,37 @@ class StudyReading:
             return self._lungs.slice(index)
         return lungs_of_grey(self.volume.slice_scan(index).pixels)
 
+    def _send_ahead(self) -> bool:
+        """Have as many slices under way as there may be; whether there is any."""
+        while self._sent < len(self) and len(self._waiting) < self._in_flight:
+            index = self._sent
+            self._sent += 1
+            try:
+                self._waiting.append(self._send(index))
+            except (ScanError, GeometryError) as error:
+                self._broken[index] = error
+        if not self._waiting and not self._slices and self._broken:
+            raise next(iter(self._broken.values()))
+        return bool(self._waiting)
+
     def _send(self, index: int) -> _Sent:
         pixels = self.volume.slice_scan(index).pixels
         _, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
-        return index, pixels, self._client.submit(packed.tobytes(), "ct", self._thresholds, request_id=self.request_id)
+        future = self._client.submit(
+            packed.tobytes(), "ct", self._thresholds, measure=False, request_id=self.request_id
+        )
+        return index, pixels, future
 
     def _take(self, index: int, pixels: UInt8[np.ndarray, "h w"], report: CaseReport) -> SliceReading:
         empty = np.zeros(self.volume.shape[1:], np.uint8)
+        lungs = self.lungs_of(index)
+        # Where nobody is, nothing counts and nothing is shown, whatever was marked.
+        report = clipped(report, within_body(pixels, lungs))
         for stream, mask in report.masks.items():
             if mask is not None:
                 self._ran.add(stream)
                 self._masks[stream].put(index, mask)
-        lungs = self.lungs_of(index)
-        # Where nobody is, nothing counts, whatever was marked.
-        inside = body_of(pixels) | (lungs != 0)
-        found = {
-            name: empty if (mask := report.masks[name]) is None else np.where(inside, mask, 0)
-            for name in MANIFESTATION_NAMES
-        }
+        found = {name: empty if (mask := report.masks[name]) is None else mask for name in MANIFESTATION_NAMES}
         # With what is marked, and without: whether the slice counts is known when all are read.
         marked, bare = Tally(), Tally()
         marked.add(lungs, found, self.volume.voxel_ml(index))
@@ -185,6 +202,12 @@ class StudyReading:
         return (
             f"{odd:,} of {len(counted):,} slices that show lung do not look like slices of a chest: {_NOT_A_CHEST}",
         )
+
+    def _gaps(self) -> tuple[str, ...]:
+        broken = sorted(self._broken.items())
+        said = [f"slice {i + 1:,} of {len(self):,} is missing, since it can not be read ({why})" for i, why in broken]
+        more = (f"{len(said) - _NAMED:,} more slices can not be read",) if len(said) > _NAMED else ()
+        return (*said[:_NAMED], *more)
 
     def _burden(self) -> Burden:
         counted = {one.index for one in those_that_count(self._slices)}

@@ -6,9 +6,9 @@ The networks read slices. What is said of the study is a summary of theirs and n
   liver are asked, too, and shown, but do not count;
 - a **manifestation** is as likely as in the slice where it is likeliest, among those slices;
 - a slice whose gate was closed counts as one in which nothing was marked;
-- the **burden** is of the lungs in all slices, and of what was marked within the body in those that count: below the
-  lungs and beside the body the streams mark what is none. The masks hold whatever was marked, and so does the area
-  fraction.
+- the **burden** is of the lungs in all slices, and of what was marked in those that count: below the lungs the streams
+  mark what is none. The masks and the area fraction are of all slices, so that nothing at the edge of a lung is hidden;
+- what is marked beside the body is in none of them, see `serving.lungs.within_body`.
 """
 
 from __future__ import annotations

@@ -21,11 +21,14 @@ from lungstreams import cli
 from serving import phantom, pipeline
 from serving.activation import CAUTION, render_heat, restore_map
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
+from serving.lungs import within_body
+from serving.measuring import NO_LUNG
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
-from serving.scans import decode
+from serving.scans import decode, from_hu
 from serving.tritonserver import TritonServer
 from tests.reliability import Tally, record
+from tests.serving.test_measuring import BODY, CHEST, LEFT_LUNG, RIGHT_LUNG, area, drawn
 from tests.toy_models import expected_activation, expected_mask
 
 COMMAND = [sys.executable, "-m", "lungstreams"]
@@ -112,7 +115,7 @@ class TestPredictAsJson:
         for case in (cases_of(run[0])[0], cases_of(run[0])[2]):
             assert set(case) == {
                 *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models"),
-                *("latency_ms", "doubts", "request_id"),
+                *("latency_ms", "doubts", "request_id", "burden"),
             }
             assert case["doubts"] == []
             assert case["modality"] == "ct"
@@ -130,6 +133,7 @@ class TestPredictAsJson:
         assert set(case["manifestations"].values()) == {None}
         assert case["masks"] == dict.fromkeys(STREAM_NAMES)
         assert case["area_fraction"] == dict.fromkeys(STREAM_NAMES)
+        assert case["burden"] is None
 
     def test_masks_look_right_and_read_back_as_ids(
         self, run: tuple[subprocess.CompletedProcess[str], Path], scans: Path
@@ -142,7 +146,10 @@ class TestPredictAsJson:
                 assert png.format == "PNG"
                 assert png.mode == "P"
                 ids, colours = np.asarray(png), np.asarray(png.convert("RGB"))
-            np.testing.assert_array_equal(ids, restore_mask(expected_mask(image, stream), scan))
+            marked = restore_mask(expected_mask(image, stream), scan)
+            np.testing.assert_array_equal(
+                ids, np.where(within_body(scan.pixels, np.zeros(scan.size_hw, np.uint8)), marked, 0)
+            )
             labels = MANIFESTATIONS if stream == "all" else [m for m in MANIFESTATIONS if m.name == stream]
             for class_id in set(np.unique(ids)) - {0}:
                 assert set(map(tuple, colours[ids == class_id])) == {labels[class_id - 1].colour_rgb}
@@ -154,6 +161,34 @@ class TestPredictAsJson:
         written = {path.name for path in run[1].iterdir()}
         assert written == {f"{prefix}.{stream}.png" for prefix in ("slice", "slice.2") for stream in STREAM_NAMES}
         assert Path(cases_of(run[0])[2]["masks"]["all"]).name == "slice.2.all.png"
+
+
+class TestBurden:
+    def test_a_slice_has_pixels_and_per_cent_of_the_lung_and_one_without_lung_says_so(
+        self, toy_triton: TritonServer, tmp_path: Path
+    ) -> None:
+        for name, hu in (("chest", CHEST), ("belly", drawn(BODY))):
+            (tmp_path / f"{name}.png").write_bytes(phantom.png_bytes(from_hu(hu).pixels))
+        files, url = [tmp_path / "chest.png", tmp_path / "belly.png"], toy_triton.grpc_url
+        chest, belly = cases_of(
+            lungstreams(*("predict", *files, "--modality=ct", "--json", *ALL_OPEN, "--out", tmp_path, "--url", url))
+        )
+        lung = {side: amount["pixels"] for side, amount in chest["burden"]["lung"].items()}
+        right, left = area(RIGHT_LUNG), area(LEFT_LUNG)
+        # What the toys mark as consolidation is lung, too: more than is drawn, never less.
+        assert lung["both"] == lung["right"] + lung["left"] >= 0.99 * (right + left)
+        for stream in STREAM_NAMES:
+            with Image.open(chest["masks"][stream]) as png:
+                marked = np.count_nonzero(np.asarray(png))
+            found = chest["burden"]["found"][stream]["both"]
+            assert found == {"pixels": marked, "mm2": None, "percent": pytest.approx(100 * marked / lung["both"])}
+        assert belly["burden"]["note"] == NO_LUNG
+        assert belly["burden"]["lung"]["both"]["percent"] is None
+        shown = lungstreams("predict", *files, "--modality=ct", *ALL_OPEN, "--url", url).stdout
+        words = " ".join(shown.split())
+        assert f"of {lung['both']:,} pixels)" in words
+        assert NO_LUNG in words
+        assert f"{chest['burden']['found']['ground_glass']['right']['percent']:.1f} %" in shown
 
 
 class TestPredictDoubts:

@@ -191,3 +191,23 @@ def test_a_folder_without_scans_is_one_line(tmp_path: Path, toy_triton: TritonSe
     run = lungstreams("predict", tmp_path, "--url", toy_triton.grpc_url)
     assert run.returncode == 2
     assert "got none in 1 files" in only_line(run.stderr)
+
+
+def test_no_name_of_a_file_is_a_formula_in_the_table(toy_triton: TritonServer, tmp_path: Path) -> None:
+    names = ["=1+1.png", "+cmd.png", "-2.png", "@sum.png", "\ttab.png", "plain.png"]
+    pixels = phantom.png_bytes(phantom.ct_slice(seed=1, size_px=64).pixels)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in names:
+        # One that can not be read has its name in the table, too.
+        (scans / name).write_bytes(b"broken" if name == "@sum.png" else pixels)
+    command = [*COMMAND, "predict", ".", "--out", str(tmp_path / "out"), "--url", toy_triton.grpc_url]
+    run = subprocess.run(command, cwd=scans, capture_output=True, check=False, timeout=240)
+    assert run.returncode == 1
+    rows = {row["file"].lstrip("'"): row for row in rows_of(tmp_path / "out")}
+    assert set(rows) == set(names)
+    assert rows["@sum.png"]["error"] == "UnreadableScan"
+    for row in rows.values():
+        assert not [cell for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
+    assert rows["plain.png"]["file"] == "plain.png"
+    assert {line["file"] for line in lines_of(tmp_path / "out")} == set(names)

@@ -77,7 +77,7 @@ def test_a_study_is_one_case_with_the_keys_of_a_scan_and_more(
 ) -> None:
     case, _, single = cases_of(run[0])
     assert set(case) == CASE_KEYS | {"exports"}
-    assert set(single) == CASE_KEYS - {"study"} | {"exports", "doubts"}
+    assert set(single) == CASE_KEYS - {"study"} | {"exports", "doubts", "burden"}
     assert tuple(case["diagnosis"]) == DIAGNOSIS_NAMES
     assert tuple(case["manifestations"]) == MANIFESTATION_NAMES
     assert set(case["status"].values()) == {"ran"}

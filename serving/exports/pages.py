@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import Final
 
-from serving.burden import BOTH, INFECTED, Amount
+from serving.burden import BOTH, INFECTED, SIDE_NAMES, Amount, Area
 from serving.exports.about import RESEARCH_USE, SOFTWARE, UNVERIFIED, software_version
 from serving.exports.case import Case
 from serving.exports.measurements import area_mm2
@@ -36,7 +36,10 @@ _HOW_TO_READ: Final = (
 )
 _HOW_TO_READ_STUDY: Final = (
     "The study's diagnosis is the mean over slices that show enough lung; a finding is as likely as in its likeliest "
-    "slice. Per cents are of the lung of that side; fluid lies beside the lung and is given in relation to it. Lungs "
+    "slice."
+)
+_HOW_TO_READ_BURDEN: Final = (
+    "Per cents are of the lung of that side; fluid lies beside the lung and is given in relation to it. Lungs "
     "were found by thresholds and morphology, not by a network."
 )
 
@@ -162,14 +165,18 @@ def _findings(sheet: Sheet, case: Case) -> None:
         return
     columns, rows = _study_findings(case) if case.study is not None else _scan_findings(case)
     sheet.table(columns, rows)
+    if case.single is not None and case.single.burden is not None and case.single.burden.note is not None:
+        sheet.skip(4)
+        sheet.paragraph(f"Note: {case.single.burden.note}", 8.5, colour=WARNING, most_lines=2)
     sheet.skip(10)
 
 
 def _scan_findings(case: Case) -> tuple[list[Column], list[Row]]:
     assert case.single is not None
     columns = [
-        *(Column("Finding", 170), Column("probability", 75, right=True), Column("threshold", 75, right=True)),
-        *(Column("", 20), Column("part of the picture", 85, right=True), Column("area", 90, right=True)),
+        *(Column("Finding", 132), Column("probability", 58, right=True), Column("threshold", 52, right=True)),
+        *(Column("of the picture", 64, right=True), Column("area", 65, right=True)),
+        *(Column("% of lung", 52, right=True), Column("% right", 46, right=True), Column("% left", 46, right=True)),
     ]
     rows = []
     for label in MANIFESTATIONS:
@@ -177,16 +184,35 @@ def _scan_findings(case: Case) -> tuple[list[Column], list[Row]]:
         rows.append(
             Row(
                 (
-                    *(label.title, _probability(case, label.name), f"{case.report.thresholds[label.name]:.2f}", ""),
-                    _marked(case, label.name),
-                    "" if area is None else f"{area / 100:.1f} cm2",
+                    *(label.title, _probability(case, label.name), f"{case.report.thresholds[label.name]:.2f}"),
+                    *(_marked(case, label.name), "" if area is None else f"{area / 100:.1f} cm2"),
+                    *_slice_percents(case, label.name),
                 ),
                 label.colour_rgb,
                 bold=_reached(case, label.name),
             )
         )
-    rows.append(Row((f"{ALL_STREAM.title} (one network)", "", "", "", _marked(case, ALL_STREAM.name), "")))
+    every = ALL_STREAM.name
+    rows.append(
+        Row((f"{ALL_STREAM.title} (one network)", "", "", _marked(case, every), "", *_slice_percents(case, every)))
+    )
+    if case.single.burden is not None and case.single.burden.note is None:
+        rows.append(Row(("Any of them", "", "", "", "", *_slice_percents(case, INFECTED))))
+        lung = [_pixels(case.single.burden.lung[side]) for side in SIDE_NAMES]
+        rows.append(Row(("Lung", "", "", "", "", *lung)))
     return columns, rows
+
+
+def _slice_percents(case: Case, finding: str) -> list[str]:
+    burden = None if case.single is None else case.single.burden
+    if burden is None or finding not in burden.found:
+        return [""] * len(SIDE_NAMES)
+    areas = [burden.found[finding][side] for side in SIDE_NAMES]
+    return ["-" if area is None or area.percent is None else f"{area.percent:.1f} %" for area in areas]
+
+
+def _pixels(area: Area | None) -> str:
+    return "-" if area is None else f"{area.pixels:,} px"
 
 
 def _study_findings(case: Case) -> tuple[list[Column], list[Row]]:
@@ -263,7 +289,9 @@ def _foot(sheet: Sheet, case: Case) -> None:
     sheet.rule(MARGIN_PT, sheet.y, WIDTH_PT)
     sheet.skip(6)
     sheet.text("How to read this page", 8.5, bold=True)
-    sheet.paragraph(_HOW_TO_READ if case.study is None else f"{_HOW_TO_READ} {_HOW_TO_READ_STUDY}", 7.5)
+    has_burden = case.study is not None or (case.single is not None and case.single.burden is not None)
+    said = (_HOW_TO_READ, _HOW_TO_READ_STUDY if case.study else "", _HOW_TO_READ_BURDEN if has_burden else "")
+    sheet.paragraph(" ".join(filter(None, said)), 7.5)
     sheet.skip(4)
     models = sorted((model, version) for model, version in case.report.models.items() if model != ENSEMBLE_NAME)
     versions = ", ".join(f"{model} {version}" for model, version in models) or "unknown"

@@ -2,7 +2,7 @@
 
 Columns are always there and always in the same order, so that files of many cases can be put below each other; a
 cell is empty where something was not asked or is not known. Probabilities and parts of an area are in `[0, 1]`,
-volumes in ml, per cents of the lung of that side.
+volumes in ml, per cents of the lung of that side; `px` are pixels of a scan, or voxels of a study.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from serving.burden import FINDING_NAMES, SIDE_NAMES
+from serving.burden import FINDING_NAMES, SIDE_NAMES, SLICE_FINDING_NAMES, SliceBurden
 from serving.exports.about import SOFTWARE, software_version
 from serving.exports.case import Case
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
@@ -43,7 +43,10 @@ CASE_COLUMNS: Final = (
     *(f"threshold_{name}" for name in THRESHOLD_NAMES),
     *(f"lung_ml_{side}" for side in SIDE_NAMES),
     *(f"{name}_ml_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
-    *(f"{name}_percent_{side}" for name in FINDING_NAMES for side in SIDE_NAMES),
+    *(f"{name}_percent_{side}" for name in SLICE_FINDING_NAMES for side in SIDE_NAMES),
+    *(f"lung_px_{side}" for side in SIDE_NAMES),
+    *(f"{name}_px_{side}" for name in SLICE_FINDING_NAMES for side in SIDE_NAMES),
+    "burden_note",
     "doubts",
     "problems",
     "models",
@@ -150,6 +153,7 @@ def _scan_cells(case: Case) -> dict[str, Cell]:
     height, width = case.single.size_hw
     spacing = case.scan.pixel_spacing_mm or (None, None)
     return {
+        **({} if case.single.burden is None else _slice_burden_cells(case.single.burden)),
         "kind": "scan",
         "modality": case.single.modality,
         "slices": 1,
@@ -161,6 +165,17 @@ def _scan_cells(case: Case) -> dict[str, Cell]:
     }
 
 
+def _slice_burden_cells(burden: SliceBurden) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {"burden_note": burden.note}
+    for name, sides in {"lung": burden.lung, **burden.found}.items():
+        for side, area in sides.items():
+            if area is not None:
+                cells[f"{name}_px_{side}"] = area.pixels
+                if name in burden.found:
+                    cells[f"{name}_percent_{side}"] = area.percent
+    return cells
+
+
 def _study_cells(study: StudyReport) -> dict[str, Cell]:
     (slices, height, width), spacing = study.shape, study.spacing_mm or (None, None, None)
     cells: dict[str, Cell] = {"kind": "study", "modality": "ct"}
@@ -168,7 +183,9 @@ def _study_cells(study: StudyReport) -> dict[str, Cell]:
     cells |= dict(zip(("slice_spacing_mm", "row_spacing_mm", "column_spacing_mm"), spacing, strict=True))
     for side in SIDE_NAMES:
         cells[f"lung_ml_{side}"] = study.burden.lung[side].ml
+        cells[f"lung_px_{side}"] = study.burden.lung[side].pixels
         for name, sides in study.burden.found.items():
+            cells[f"{name}_px_{side}"] = sides[side].pixels
             cells[f"{name}_ml_{side}"] = sides[side].ml
             cells[f"{name}_percent_{side}"] = sides[side].percent
     return cells

@@ -72,6 +72,9 @@ def test_uploading_a_slice_shows_scores_masks_areas_times_and_versions(toy_page:
         expect(toy_page.locator("#diagnosis")).to_contain_text(label.title)
     expect(toy_page.locator("#manifestations .ls-found")).to_have_count(len(STREAMS))
     expect(toy_page.locator("#manifestations")).to_contain_text(re.compile(r"\d+\.\d+ % of the slice"))
+    # Each manifestation, any of them, the network of all, and the lung.
+    expect(toy_page.locator("#slice-burden tbody tr")).to_have_count(6)
+    expect(toy_page.locator("#slice-burden")).to_contain_text(re.compile(r"Right.*[\d.]+ %.*Lung[\d,]+ px", re.DOTALL))
     expect(toy_page.locator("#how tbody tr")).to_have_count(7)
     expect(toy_page.locator("#how")).to_contain_text(re.compile(r"\d ms in all"))
     expect(toy_page.get_by_text(RESEARCH_USE)).to_be_visible()

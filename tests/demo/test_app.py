@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,6 +18,7 @@ from demo.case import View, read_case
 from demo.examples import draw_examples
 from demo.watch import Health, ServerWatch
 from serving import phantom, pipeline
+from serving.burden import Area, SliceBurden
 from serving.errors import InferenceFailed, RequestError, ServerBusy, ServerUnreachable, UnreadableScan
 from serving.labels import STREAM_NAMES, Modality
 from serving.results import CaseReport, build_report
@@ -66,6 +68,23 @@ def fetch(url: str) -> str:
 def test_a_stream_that_found_something_says_how_much_of_the_slice() -> None:
     # 64 x 128 of 512 x 512 is 1/32.
     assert "<strong>3.12 %</strong> of the slice" in panels.manifestations(report_of())
+
+
+def test_burden_is_pixels_and_per_cent_or_why_there_is_none() -> None:
+    assert panels.burden(report_of("xray")) == ""
+    report = report_of()
+    sides = {"both": Area(50, None, 25.0), "right": Area(50, None, 50.0), "left": Area(0, None, 0.0)}
+    lung = {"both": Area(200, None, 100.0), "right": Area(100, None, 100.0), "left": Area(100, None, 100.0)}
+    html = panels.burden(replace(report, burden=SliceBurden(lung, {"infected": sides, "ground_glass": sides})))
+    assert "<b>25.0 %</b><span>50 px</span>" in html
+    assert html.index("Ground-glass") < html.index("Any of them") < html.index(">Lung<")
+    together = {"both": lung["both"], "right": None, "left": None}
+    html = panels.burden(replace(report, burden=SliceBurden(together, {"infected": together})))
+    assert "can not be told apart" in html
+    assert "Right" not in html
+    html = panels.burden(replace(report, burden=SliceBurden(dict.fromkeys(lung), {"infected": sides}, "No lung.")))
+    assert "No lung." in html
+    assert "<table" not in html
 
 
 def test_found_nothing_found_not_run_and_not_applicable_are_told_apart() -> None:

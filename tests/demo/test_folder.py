@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import threading
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
     assert line["file"] == '\'=HYPERLINK("http://x")'
     assert (line["error"], line["message"]) == ("UnreadableScan", "expected a scan, got none")
     assert list(line) == folder.columns()
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+cmd.png", "-2.png", "@sum.png", "\ttab.png", "\rreturn.png"])
+def test_no_name_of_a_file_is_a_formula(name: str) -> None:
+    text = folder.csv_text([Row.of(1, name, report_of([reading(0, 0.5)])), Row.of(2, name, UnreadableScan("=x"))])
+    lines = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [line["file"] for line in lines] == [f"'{name}"] * 2
+    assert lines[1]["message"] == "'=x"
 
 
 def test_lines_are_in_the_order_of_the_files() -> None:

@@ -11,9 +11,11 @@ from serving.exports import Case
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
 from serving.lungs import lungs_of_grey
 from serving.mask_stacks import MaskStack
+from serving.measuring import measured
 from serving.phantom import ct_slice
 from serving.pipeline import MODEL_NAMES, THRESHOLDS
 from serving.results import STATUS_NAMES, CaseReport, area_fraction
+from serving.scans import decode
 from serving.study_report import SliceReading, StudyReport
 from serving.volumes import Volume
 
@@ -122,4 +124,5 @@ def hu_case(volume: Volume) -> Case:
 
 def drawn_case(data: bytes, seed: int = 3, size_px: int = 512) -> Case:
     """The case of `ct_slice` of that seed, however it is packed, with what was drawn as masks."""
-    return Case.of_scan(data, ct_report(streams_of(ct_slice(seed, size_px).mask)))
+    report = ct_report(streams_of(ct_slice(seed, size_px).mask))
+    return Case.of_scan(data, measured(report, decode(data, "ct")))

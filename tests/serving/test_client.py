@@ -21,6 +21,7 @@ from serving.errors import (
     UnreadableScan,
 )
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
+from serving.lungs import within_body
 from serving.preprocessing import preprocess
 from serving.results import CaseReport, restore_mask
 from serving.scans import decode
@@ -67,7 +68,11 @@ class TestPredict:
         np.testing.assert_allclose(list(report.manifestations.values()), expected_means(image, STRIPS), atol=1e-4)
         assert set(report.status.values()) == {"ran"}
         for stream in STREAM_NAMES:
-            expected = restore_mask(expected_mask(image, stream), scan)
+            expected = np.where(
+                within_body(scan.pixels, np.zeros(scan.size_hw, np.uint8)),
+                restore_mask(expected_mask(image, stream), scan),
+                0,
+            )
             assert report.masks[stream] is not None
             np.testing.assert_array_equal(report.masks[stream], expected)
             assert report.area_fraction[stream] == pytest.approx((expected > 0).mean())

@@ -190,6 +190,36 @@ def test_a_row_a_case_in_columns_that_do_not_move(tmp_path: Path) -> None:
     report = study().study
     assert report is not None
     assert float(volume["infected_ml_left"]) == report.burden.found["infected"]["left"].ml
+    assert int(volume["infected_px_left"]) == report.burden.found["infected"]["left"].pixels
+
+
+def test_the_burden_of_a_slice_is_in_its_row_and_its_document(tmp_path: Path) -> None:
+    case = drawn_case(dicom_bytes(PIXELS))
+    assert case.single is not None
+    burden = case.single.burden
+    assert burden is not None
+    written = write(case, ["csv", "json"], tmp_path, "case")
+    (row,) = rows_of(written["csv"][0])
+    for name, sides in burden.found.items():
+        for side, area in sides.items():
+            assert area is not None
+            assert int(row[f"{name}_px_{side}"]) == area.pixels
+            assert float(row[f"{name}_percent_{side}"]) == area.percent
+    lung = burden.lung["right"]
+    assert lung is not None
+    assert int(row["lung_px_right"]) == lung.pixels > 10_000
+    assert (row["infected_ml_both"], row["burden_note"]) == ("", "")
+    document = json.loads(written["json"][0].read_text())
+    VALID.validate(document)
+    assert document["burden"] == burden.to_json()
+    assert not VALID.is_valid({**document, "burden": {**document["burden"], "lung": {"both": None}}})
+    # Cropped to the lungs.
+    cropped = drawn_case(png_bytes(PIXELS))
+    report = replace(case.single, burden=replace(burden, note="why", lung=dict.fromkeys(burden.lung)))
+    bare = replace(cropped, report=report)
+    (row,) = rows_of(write(bare, ["csv"], tmp_path, "bare")["csv"][0])
+    assert (row["burden_note"], row["lung_px_both"]) == ("why", "")
+    VALID.validate(json.loads(write(bare, ["json"], tmp_path, "bare")["json"][0].read_text()))
 
 
 def test_a_row_a_slice_of_a_study(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pypdfium2
 import pytest
 
+from serving.burden import Area, SliceBurden
 from serving.exports import Case, write
 from serving.exports.pages import page
 from serving.exports.paper import cut, text_width
 from serving.labels import DIAGNOSES, MANIFESTATIONS
+from serving.measuring import NO_LUNG
 from serving.phantom import chest_xray, ct_slice, dicom_bytes, png_bytes
 from serving.studies import open_volume
 from tests.serving.export_cases import drawn_case, study_case, xray_report
@@ -44,6 +46,26 @@ def test_a_page_says_what_was_said(tmp_path: Path) -> None:
     assert "segment_ground_glass 3" in said
     area = case.masks()["ground_glass"].sum() * 0.7 * 0.7 / 100
     assert f"{area:.1f} cm2" in said
+    assert case.single is not None
+    burden = case.single.burden
+    assert burden is not None
+    found, lung = burden.found["infected"], burden.lung["left"]
+    assert lung is not None
+    per_cents = " ".join(f"{one.percent:.1f} %" for one in found.values() if one is not None)
+    assert f"Any of them {per_cents}" in said
+    assert f"{lung.pixels:,} px" in said
+
+
+def test_a_page_of_a_slice_without_lung_says_why_there_is_no_per_cent() -> None:
+    case = drawn_case(dicom_bytes(ct_slice(3).pixels))
+    assert case.single is not None
+    burden = case.single.burden
+    assert burden is not None
+    none = {name: {**dict.fromkeys(sides), "both": Area(9, None, None)} for name, sides in burden.found.items()}
+    bare = SliceBurden({"both": Area(0, None, None), "right": None, "left": None}, none, NO_LUNG)
+    said = text_of(page(replace(case, report=replace(case.single, burden=bare))))
+    assert NO_LUNG in said
+    assert "px" not in said
 
 
 def test_a_page_of_a_study_has_its_burden_and_its_problems() -> None:

@@ -236,3 +236,21 @@ def test_other_files_are_not_taken_for_nifti() -> None:
 def test_one_nifti_file_still_is_no_upload_for_the_ensemble() -> None:
     with pytest.raises(UnsupportedScan, match="got NIfTI"):
         decode(image().to_bytes())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("classes", [1, 3, 20])
+def test_a_mask_is_not_read_as_ct(dtype: type[np.generic], classes: int) -> None:
+    mask = np.zeros((64, 50, 6), dtype)
+    mask[10:20, 10:20, 2:5] = classes
+    with pytest.raises(UnsupportedScan, match=rf"got whole numbers from 0 to {classes}: a mask\?"):
+        read_nifti(nifti_bytes(mask, np.eye(4)))
+
+
+def test_what_has_air_or_more_values_than_classes_is_no_mask() -> None:
+    values = np.zeros((64, 50, 6), np.int16)
+    values[10:20, 10:20, 5] = 21
+    assert read_nifti(nifti_bytes(values, np.eye(4))).shape[0] == 6
+    values[10:20, 10:20, 5] = -1000
+    assert read_nifti(nifti_bytes(values, np.eye(4))).shape[0] == 6
+    assert read_nifti(nifti_bytes(np.full((64, 50, 6), 0.5, np.float32), np.eye(4))).shape[0] == 6

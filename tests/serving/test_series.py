@@ -428,3 +428,44 @@ def test_jpeg_2000_frames_of_another_size_are_refused_before_decoding() -> None:
     dataset["PixelData"].VR = "OB"
     with pytest.raises(UnreadableScan, match=r"expected compressed pixels of 96 x 64 .*, got 4000 x 4000"):
         open_volume(file_of(dataset)).slice_hu(0)
+
+
+def test_a_file_of_a_series_that_can_not_be_read_is_named_by_its_place_and_its_slice_is_said_to_be_missing() -> None:
+    files = [file_of(one) for one in slices()]
+    files[4] = files[4][:700]
+    volume = open_volume(zipped(files))
+    assert volume.shape[0] == len(HU) - 1
+    first, *others = volume.problems
+    assert first.startswith("file 5 of 9 can not be read: expected ")
+    assert any("1 slice is missing in 1 place" in problem for problem in others)
+    assert "slices are missing between slices 4 and 5, counted from the feet" in others
+    # At an end there is no gap that would show it.
+    files = [file_of(one) for one in slices()]
+    files[-1] = b"not DICOM"
+    assert open_volume(zipped(files)).problems[0] == (
+        "file 9 of 9 can not be read: expected a DICOM file, got another format"
+    )
+
+
+def test_a_gap_is_counted_from_the_feet_whatever_way_the_slices_run() -> None:
+    # Rows run to the front, so that the normal of slices points to the feet.
+    turned = AFFINE * np.array([[1], [-1], [1], [1]])
+    volume = open_volume(zipped([one for i, one in enumerate(dicom_series(HU, turned)) if i != 2]))
+    assert volume.layout.flipped[0]
+    assert "slices are missing between slices 2 and 3, counted from the feet" in volume.problems
+
+
+def test_frames_in_one_place_are_refused_and_listed() -> None:
+    many = [dicom_slice(HU[i], (0.0, 0.0, 5.0), InstanceNumber=i + 1) for i in range(9)]
+    with pytest.raises(UnsupportedScan, match="expected slices in different places, got 9 in one place"):
+        open_volume(zipped(many))
+    assert "8 slices are in the place of another" in study(*many).series[0].summary
+
+
+def test_an_error_of_a_slice_names_its_file_by_its_place() -> None:
+    files = [file_of(one) for one in slices()]
+    files[3] = files[3][: -HU[0].nbytes // 2]
+    volume = open_volume(zipped(files))
+    assert volume.shape == HU.shape
+    with pytest.raises(UnreadableScan, match=r"^file 4 of 9: expected 6,000 bytes of pixels, got 3,000"):
+        volume.slice_hu(3)

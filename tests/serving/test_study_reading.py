@@ -15,7 +15,7 @@ from serving.client import PipelineClient
 from serving.dicom_pixels import LUNG_LEVEL_HU, LUNG_WIDTH_HU
 from serving.errors import RequestError, ServerMismatch, ServerUnreachable, UnreadableScan
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
-from serving.lungs import LEFT, RIGHT, body_of, find_lungs, lungs_of_grey
+from serving.lungs import LEFT, RIGHT, find_lungs, lungs_of_grey, within_body
 from serving.preprocessing import preprocess
 from serving.results import restore_mask
 from serving.studies import open_volume
@@ -24,7 +24,7 @@ from serving.study_report import StudyReport
 from serving.tritonserver import TritonServer
 from serving.volumes import Layout, Volume
 from serving.voxels import Memory
-from tests.serving.volume_files import affine_ras, dicom_slice, nifti_bytes, zipped
+from tests.serving.volume_files import affine_ras, dicom_slice, file_of, nifti_bytes, zipped
 from tests.toy_models import QUADRANTS, STRIPS, expected_mask, expected_means
 
 pytestmark = pytest.mark.triton
@@ -72,8 +72,13 @@ def asked(server: TritonServer) -> int:
 
 
 def expected_masks(volume: Volume, stream: str) -> np.ndarray:
+    """What the toys mark in the body."""
     scans = [volume.slice_scan(i) for i in range(volume.shape[0])]
-    return np.stack([restore_mask(expected_mask(preprocess(scan), stream), scan) for scan in scans])
+    masks = np.stack([restore_mask(expected_mask(preprocess(scan), stream), scan) for scan in scans])
+    places = [within_body(scan.pixels, lungs) for scan, lungs in zip(scans, find_lungs(volume).slices(), strict=True)]
+    inside = np.stack([place for place in places if place is not None])
+    assert masks[~inside].any()
+    return np.where(inside, masks, 0)
 
 
 class TestAnswers:
@@ -107,8 +112,7 @@ class TestAnswers:
         counts[[one.index for one in whole.counted]] = True
         assert any((mask & ~counts).any() for mask in masks.values())
         lungs = np.stack(list(find_lungs(volume).slices()))
-        body = np.stack([body_of(volume.slice_scan(i).pixels) for i in range(SLICES)]) | (lungs > 0)
-        masks = {name: mask & counts & body for name, mask in masks.items()}
+        masks = {name: mask & counts for name, mask in masks.items()}
         assert {RIGHT, LEFT} < set(np.unique(lungs))
         tissue = (lungs > 0) | masks["ground_glass"] | masks["consolidation"]
         voxel_ml = 0.8 * 0.7 * 5.0 / 1000
@@ -155,10 +159,8 @@ class TestGates:
         assert report.masks["consolidation"] is None
         assert report.area_fraction["consolidation"] is None
         assert report.burden.found["consolidation"]["both"].pixels == 0
-        lungs = np.stack(list(find_lungs(volume).slices()))
-        inside = np.stack([body_of(volume.slice_scan(i).pixels) for i in range(SLICES)]) | (lungs > 0)
         counted = [one.index for one in report.counted]
-        assert report.burden.found[name]["both"].pixels == (mask.array() * inside)[counted].sum()
+        assert report.burden.found[name]["both"].pixels == mask.array()[counted].sum()
 
     def test_an_unknown_threshold_is_refused_before_anything_is_read(
         self, client: PipelineClient, volume: Volume
@@ -235,13 +237,6 @@ class TestFailures:
         with PipelineClient("127.0.0.1:9") as client, pytest.raises(ServerUnreachable):
             read_volume(client, volume)
 
-    def test_a_slice_that_can_not_be_decoded_ends_the_study(self, client: PipelineClient) -> None:
-        hu = np.full((64, 64), -800, np.int16)
-        files = [dicom_slice(hu, (0, 0, float(k))) for k in range(3)]
-        files[1].PixelData = files[1].PixelData[:100]
-        with pytest.raises(UnreadableScan):
-            read_volume(client, open_volume(zipped(files)))
-
 
 def test_lungs_of_a_capture_come_from_its_grey(client: PipelineClient) -> None:
     grey = [phantom.ct_slice(seed, SIDE).pixels for seed in range(3)]
@@ -307,3 +302,32 @@ def test_what_may_be_no_study_of_the_chest_is_said_first(client: PipelineClient)
     tissue[12:-12, 24:-24] = -850
     said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
     assert said[0].startswith("3 of 3 slices that show lung do not look like slices of a chest")
+
+
+def test_a_slice_that_can_not_be_read_is_left_out_and_said(client: PipelineClient) -> None:
+    files = [file_of(dicom_slice(hu, (0.0, 0.0, 5.0 * i))) for i, hu in enumerate(chest())]
+    whole, broken = read_volume(client, open_volume(zipped(files))), 4
+    files[broken] = files[broken][: -SIDE * SIDE]
+    report = read_volume(client, open_volume(zipped(files)), ALL_OPEN)
+    assert [one.index for one in report.slices] == [i for i in range(SLICES) if i != broken]
+    assert not report.complete
+    said = (
+        f"slice {broken + 1} of {SLICES} is missing, since it can not be read (file {broken + 1} of {SLICES}: expected "
+    )
+    assert any(problem.startswith(said) for problem in report.problems)
+    whole = read_volume(
+        client, open_volume(zipped([dicom_slice(hu, (0.0, 0.0, 5.0 * i)) for i, hu in enumerate(chest())]))
+    )
+    # Its neighbours are read as they would have been: only its own lung is not there.
+    assert [one.lung_px for one in report.slices] == pytest.approx(
+        [one.lung_px for one in whole.slices if one.index != broken], rel=0.05, abs=50
+    )
+    for stack in report.masks.values():
+        assert stack is not None
+        assert broken not in stack.marked()
+
+
+def test_a_study_of_which_no_slice_can_be_read_says_why(client: PipelineClient) -> None:
+    files = [file_of(dicom_slice(hu, (0.0, 0.0, 5.0 * i)))[: -SIDE * SIDE] for i, hu in enumerate(chest()[:3])]
+    with pytest.raises(UnreadableScan, match="file 1 of 3: expected"):
+        read_volume(client, open_volume(zipped(files)))
