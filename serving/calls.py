@@ -154,17 +154,18 @@ class Calls:
         call = _Call(CaseFuture(), request, report, explain)
         with self._changed:
             self._under_way += 1
-        try:
-            self._send(call)
-        except BaseException:
-            self._ended()
-            raise
+        # Before it is sent: an answer may be there sooner than this thread goes on, and ends the timer.
         if not self._cancel_on_server:
             call.deadline = threading.Timer(self._timeout_s, self._expire, [call])
             call.deadline.daemon = True
             call.deadline.start()
-            if call.future.done():
+        try:
+            self._send(call)
+        except BaseException:
+            if call.deadline is not None:
                 call.deadline.cancel()
+            self._ended()
+            raise
         return call.future
 
     def close(self) -> None:

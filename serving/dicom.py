@@ -22,9 +22,9 @@ from pydicom.uid import UID
 from serving.codestreams import check_codestream
 from serving.dicom_headers import inflated, read_dicom
 from serving.dicom_pixels import for_display, luma
-from serving.errors import UnreadableScan, UnsupportedScan
+from serving.errors import ScanTooLarge, UnreadableScan, UnsupportedScan
 from serving.labels import Modality
-from serving.limits import check_size, fence
+from serving.limits import MAX_DECODED_BYTES, check_size, fence
 
 # PS3.3 C.7.3.1.1.1. DR is not in the standard, and is in the wild.
 MODALITY_OF_TAG: Final[dict[str, Modality]] = {"CT": "ct", "CR": "xray", "DX": "xray", "DR": "xray", "RG": "xray"}
@@ -138,6 +138,9 @@ def check_image(dataset: pydicom.Dataset) -> None:
     samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     if samples not in (1, 3) or bits > 32:
         raise UnsupportedScan(f"expected 1 or 3 samples of up to 32 bits, got {samples:,} of {bits:,} bits")
+    decoded_bytes = int(dataset.Rows) * int(dataset.Columns) * samples * -(-bits // 8)
+    if decoded_bytes > MAX_DECODED_BYTES:
+        raise ScanTooLarge(f"expected pixels of at most {MAX_DECODED_BYTES:,} bytes, got {decoded_bytes:,} bytes")
     if "PixelData" not in dataset:
         raise UnsupportedScan("expected a DICOM of integer pixels, got floating-point pixels")
     if "SegmentedRedPaletteColorLookupTableData" in dataset:

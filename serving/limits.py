@@ -17,6 +17,9 @@ MAX_FILE_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 32 * 2**20
 """Most pixels of an image. The largest radiography detectors have about 20 million."""
 
+MAX_DECODED_BYTES: Final = 3 * MAX_PIXELS
+"""Most bytes of a DICOM's pixels, decoded: `MAX_PIXELS` in colours of 8 bits. Colours of 16 took twice as long."""
+
 MAX_SIDE_PX: Final = 10_000
 """Longest side of an image in pixels."""
 
@@ -51,12 +54,12 @@ MAX_STUDY_BYTES: Final = 2 * 2**30
 MAX_HEADER_BYTES: Final = 96 * 2**20
 """Most bytes of a DICOM file before its pixels, what is read twice counted twice. Frames take some kB each."""
 
-MAX_HEADER_READS: Final = 250_000
+MAX_HEADER_READS: Final = 180_000
 """Most pieces that a DICOM header is read in: two or three for each element, items and fragments. Some hundreds are
 usual, and some dozens for each frame of an enhanced CT."""
 
-MAX_STUDY_READS: Final = 3_000_000
-"""Most pieces that the headers of a study are read in: six hundred for each of `MAX_STUDY_FILES`."""
+MAX_STUDY_READS: Final = 1_500_000
+"""Most pieces that the headers of a study are read in: three hundred for each of `MAX_STUDY_FILES`."""
 
 MAX_META_BYTES: Final = 64 * 2**10
 """Most bytes of a DICOM file's meta group."""

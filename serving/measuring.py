@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from serving.burden import BOTH, INFECTED, SIDE_NAMES, Amount, Area, SliceBurden, Tally
+from serving.errors import RequestError
 from serving.labels import MANIFESTATION_NAMES, STREAM_NAMES
 from serving.lungs import lungs_told_apart, within_body
 from serving.overlay import fit
@@ -58,7 +59,12 @@ def measured(report: CaseReport, scan: Scan) -> CaseReport:
 
     Returns:
         For a CT slice a new report; that of an X-ray is as it was.
+
+    Raises:
+        RequestError: If the report is not about a scan of this size.
     """
+    if report.size_hw != scan.size_hw:
+        raise RequestError(f"expected a scan of {report.size_hw} as in the report, got {scan.size_hw}")
     if report.modality != "ct":
         return report
     labels, are_apart = lungs_told_apart(fit(scan.pixels, _LUNGS_PX, is_mask=False))

@@ -65,7 +65,7 @@ def short_folder() -> Iterator[Path]:
 def told(value: Any) -> Any:
     """What a case says, without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: told(one) for key, one in value.items() if key not in ("latency_ms", "resume")}
+        return {key: told(one) for key, one in value.items() if key not in ("latency_ms", "request_id", "resume")}
     return [told(one) for one in value] if isinstance(value, list) else value
 
 

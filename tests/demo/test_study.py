@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,10 @@ def test_a_reading_that_is_closed_leaves_no_thread(volume: Volume, toy_triton: T
     steps = read_slices(toy_triton.grpc_url, volume, {}, threading.Event())
     next(steps), next(steps)
     steps.close()  # type: ignore[attr-defined]
+    # What is under way is waited for behind the visitor's back.
+    deadline_s = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline_s:
+        time.sleep(0.05)
     assert threading.active_count() <= before
 
 

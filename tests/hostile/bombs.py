@@ -48,6 +48,9 @@ HUGE = 2**28
 LARGEST = (3_354, 10_000)
 """Height and width of the largest image that the limits let through."""
 
+LARGEST_DEEP = (1_677, 10_000)
+"""The same in three colours of 16 bits."""
+
 
 @dataclass(frozen=True)
 class Bomb:
@@ -491,17 +494,17 @@ def jpeg_2000_at_the_limit_in_colour() -> bytes:
     stream = io.BytesIO()
     options = {"codeblock_size": (32, 16)}
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stream, "JPEG2000", no_jp2=True, **options)
-    codestream = bytearray(_j2k_sized(stream.getvalue(), *LARGEST))
+    codestream = bytearray(_j2k_sized(stream.getvalue(), *LARGEST_DEEP))
     at = codestream.index(b"\xff\x51") + 40
     for component in range(3):
         codestream[at + 3 * component] = 15
-    parts = image_elements(*LARGEST, bits=16, samples=3, photometric="RGB")
+    parts = image_elements(*LARGEST_DEEP, bits=16, samples=3, photometric="RGB")
     return dicom_file([*parts, encapsulated([bytes(codestream)])], JPEG2000Lossless)
 
 
 @bomb("RLE at the limit in three colours of 16 bits")
 def dicom_of_run_lengths_at_the_limit_in_colour() -> bytes:
-    height, width = LARGEST
+    height, width = LARGEST_DEEP
     runs, rest = divmod(height * width, 128)
     segments = 6
     segment = b"\x81\0" * runs + bytes([257 - rest, 0])
@@ -513,7 +516,7 @@ def dicom_of_run_lengths_at_the_limit_in_colour() -> bytes:
 
 @bomb("lossless JPEG at the limit in three colours of 16 bits, over few bytes")
 def lossless_jpeg_at_the_limit_in_colour() -> bytes:
-    height, width = LARGEST
+    height, width = LARGEST_DEEP
     components = b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
     frame = jpeg_segment(0xC3, struct.pack(">BHHB", 16, height, width, 3) + components)
     table = jpeg_segment(0xC4, bytes([0, 1, *[0] * 15, 0]))

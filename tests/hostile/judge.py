@@ -15,11 +15,15 @@ MAX_PEAK_BYTES = 2**30
 class Judge:
     """Holds outcomes against what is promised.
 
+    Args:
+        max_cpu_s: Seconds of processor time that a file may take.
+
     Attributes:
         faults: A line about each file that broke it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_cpu_s: float = MAX_CPU_S) -> None:
+        self._max_cpu_s = max_cpu_s
         self.faults: list[str] = []
         self._tally = Tally()
         self._peak_bytes = 0
@@ -37,7 +41,7 @@ class Judge:
         problems = []
         if outcome.verdict in ("wrong", "lost"):
             problems.append(f"{outcome.verdict}: {outcome.says}")
-        if outcome.cpu_s > MAX_CPU_S:
+        if outcome.cpu_s > self._max_cpu_s:
             problems.append(f"took {outcome.cpu_s:.1f} s of processor time")
         if outcome.peak_bytes > MAX_PEAK_BYTES:
             problems.append(f"took {outcome.peak_bytes / 2**20:,.0f} MiB")

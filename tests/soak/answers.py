@@ -120,7 +120,7 @@ def prepare(client: PipelineClient, scans: int) -> tuple[Case, ...]:
     for kind in KINDS:
         for seed in range(scans):
             scan = draw(kind.modality, seed)
-            report = client.predict(scan, kind.modality, kind.thresholds, explain=True)
+            report = client.submit(scan, kind.modality, kind.thresholds, explain=True, measure=False).result()
             cases.append(Case(kind, scan, of_report(report)))
     _check_distances(cases)
     return tuple(cases)
