@@ -64,6 +64,9 @@ class CaseFuture(Future[CaseReport]):
     def cancel(self) -> bool:
         """Give the request up, if no answer is there yet."""
         cancelled = super().cancel()
+        if cancelled and self._claim.acquire(blocking=False):
+            # Whoever waits by `concurrent.futures.wait` hears of it now, and not when the server's answer comes.
+            self.set_running_or_notify_cancel()
         if cancelled and self.take_back is not None:
             self.take_back()
         return cancelled

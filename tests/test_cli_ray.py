@@ -159,7 +159,8 @@ def test_workers_and_drivers_that_are_killed_lose_no_case_and_double_none(
     once_each(out, many)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.reliability
 @pytest.mark.triton
 def test_a_case_that_every_worker_dies_over_is_an_error(
     cluster: TwoNodes, toy_triton: TritonServer, many: Path, batch: Callable[..., Batch]

@@ -26,7 +26,7 @@ from tests.demo.page_process import served_page
 from tests.faults.asking import ALL_OPEN, WANTED, ask
 from tests.faults.cable import Cable
 from tests.loadtest.delay_line import DelayLine
-from tests.reliability import IS_LONG, Tally, record
+from tests.reliability import Tally, record
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.triton, pytest.mark.reliability]
@@ -189,7 +189,7 @@ def test_silence_in_the_middle_costs_the_deadline_and_nothing_hangs(cable: Cable
     assert (row.answered, row.refused) == (1, 1)
 
 
-@pytest.mark.skipif(not IS_LONG, reason="waits for the page's 30 s; LUNGSTREAMS_LONG_TESTS=1, as in make reliability")
+@pytest.mark.long
 def test_silence_in_the_middle_of_a_visitors_scan_is_said_at_the_pages_deadline(
     visitor: Visitor, cable: Cable, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def test_a_backend_that_is_killed_is_noticed_though_triton_says_that_it_is_ready
     assert (row.answered, row.lost, row.wrong) == (len(futures), 0, 0)
 
 
-@pytest.mark.skipif(not IS_LONG, reason="waits for 30 s of silence; LUNGSTREAMS_LONG_TESTS=1, as in make reliability")
+@pytest.mark.long
 def test_stopped_for_good_it_is_replaced(serving: Serving, url: str) -> None:
     tally, triton = Tally(), triton_of(serving)
     with PipelineClient(url, timeout_s=120) as client, asked(client, tally) as futures:
@@ -92,6 +92,7 @@ def test_stopped_for_good_it_is_replaced(serving: Serving, url: str) -> None:
 
 
 # The last one: it does not say whether the server was started again.
+@pytest.mark.long
 def test_stopped_it_costs_a_deadline_and_continued_it_serves_again(serving: Serving, url: str) -> None:
     tally, triton = Tally(), triton_of(serving)
     with PipelineClient(url, timeout_s=SHORT_S) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,12 +18,11 @@ from serving import phantom, pipeline, wire
 from serving.modality import Modality
 from serving.phantom_xray import chest_xray
 from serving.tritonserver import TritonServer
-from tests.reliability import Tally, record
+from tests.reliability import IS_LONG, Tally, record
 
 pytestmark = [pytest.mark.triton, pytest.mark.reliability]
 
-IS_LONG: Final = os.environ.get("LUNGSTREAMS_LONG_TESTS") == "1"
-REQUESTS: Final = 2000 if IS_LONG else 320
+REQUESTS: Final = 2000 if IS_LONG else 160
 CLIENTS: Final = 16
 CT_EVERY: Final = 10
 """One request of so many is a CT slice with masks; it takes as long as some X-rays."""
