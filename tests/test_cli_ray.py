@@ -194,6 +194,8 @@ def test_a_cluster_of_its_own_is_on_loopback_and_leaves_nothing(
     out, asked = tmp_path / "out", (*AS_XRAY, "--url", toy_triton.grpc_url)
     running = batch("predict", many, "--out", out, *asked, "--engine", "ray")
     assert eventually(lambda: count(out / "cases.jsonl") > 20)
+    # Held meanwhile, or a quick batch would be done before it is stopped.
+    running.process.send_signal(signal.SIGSTOP)
     started = descendants(running.process.pid)
     heard = [
         one.laddr.ip for each in started if each.is_running() for one in each.net_connections("tcp") if not one.raddr
@@ -201,6 +203,7 @@ def test_a_cluster_of_its_own_is_on_loopback_and_leaves_nothing(
     assert len(heard) > 3
     assert {address.removeprefix("::ffff:") for address in heard} == {"127.0.0.1"}
     running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGCONT)
     assert running.end()[0] == 130
     kept = count(out / "cases.jsonl")
     assert only_line(running.err.read_text()).endswith(f"stopped; {kept:,} cases were done and are kept")
