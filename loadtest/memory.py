@@ -7,7 +7,6 @@ the sum of RSS is an upper bound.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,13 +16,11 @@ from types import TracebackType
 from typing import Final, Literal
 
 from serving.errors import ServerError
-from serving.pipeline import STEPS
+from serving.process import command_of, instance_of
 
 SAMPLE_EVERY_S: Final = 0.1
 
 _PROC: Final = Path("/proc")
-# The stub's command line holds the name of its instance, as in `segment_all_0_0`.
-_INSTANCE: Final = re.compile(rf"({'|'.join(step.model for step in STEPS)})_\d+_\d+")
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,9 @@ def of_group(group: int) -> tuple[ProcessMemory, ...]:
     for folder in _members(group):
         with suppress(OSError, KeyError):
             sizes = _sizes(folder / "smaps_rollup")
-            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            found.append(ProcessMemory(process_name(arguments), sizes["Rss"], sizes["Pss"], int(folder.name)))
+            pid = int(folder.name)
+            if command := command_of(pid):
+                found.append(ProcessMemory(process_name(command), sizes["Rss"], sizes["Pss"], pid))
     if not found:
         raise ServerError(f"expected processes in group {group}, got none")
     return tuple(sorted(found, key=lambda process: process.name))
@@ -75,9 +73,8 @@ def of_group(group: int) -> tuple[ProcessMemory, ...]:
 
 def process_name(arguments: Sequence[str]) -> str:
     """What to call a process by its command line, see `ProcessMemory.name`."""
-    for argument in arguments:
-        if instance := _INSTANCE.fullmatch(argument):
-            return instance[1]
+    if instance := instance_of(arguments):
+        return instance.rsplit("_", 2)[0]
     return Path(arguments[0]).name if arguments else ""
 
 

@@ -26,6 +26,9 @@ from serving.errors import ServerStartError
 SHM: Final = Path("/dev/shm")
 WORK_PREFIX: Final = "lungstreams-triton-"
 
+# Nothing else of a stub's command line looks so: its other names are paths, or end in a UUID.
+_INSTANCE: Final = re.compile(r"[^/]+_\d+_\d+")
+
 # Becomes the server, and asks the kernel for SIGTERM when whoever started it dies, however that happens. A program
 # of its own rather than `preexec_fn`, which must not be used where other threads run (gRPC's do).
 _LAUNCHER: Final = """
@@ -129,7 +132,13 @@ def command_of(pid: int) -> tuple[str, ...]:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ()
-    return tuple(word.decode(errors="replace") for word in words.rstrip(b"\0").split(b"\0") if word)
+    # Each word ends in a zero.
+    return tuple(words.decode(errors="replace").split("\0")[:-1])
+
+
+def instance_of(command: Sequence[str]) -> str | None:
+    """The model instance that a stub of Triton's Python backend runs, as in ``preprocess_0_1``; None of another."""
+    return next((word for word in command if _INSTANCE.fullmatch(word)), None)
 
 
 def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:

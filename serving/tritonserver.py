@@ -31,6 +31,7 @@ from serving.process import (
     children_of,
     command_of,
     end,
+    instance_of,
     last_word,
     make_work_folder,
     remove_work_folder,
@@ -45,9 +46,6 @@ from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
 
 START_TIMEOUT_S: Final = 180.0
 STOP_GRACE_S: Final = EXIT_TIMEOUT_S + 5.0
-
-_INSTANCE_NAME: Final = -2
-"""Where a stub's command line has it: 24.10's ends in the instance and the folder of its backend."""
 
 ModelControl = Literal["none", "explicit"]
 
@@ -238,8 +236,8 @@ class TritonServer:
 
         Not their process ids: a new version of a model brings processes of its own, and ends the old ones.
         """
-        commands = (command_of(child) for child in children_of(self.pid))
-        return frozenset(command[_INSTANCE_NAME] for command in commands if len(command) >= -_INSTANCE_NAME)
+        names = (instance_of(command_of(child)) for child in children_of(self.pid))
+        return frozenset(name for name in names if name is not None)
 
     def _lay_out(self, wheel: Path, environment: dict[str, str]) -> Path:
         try:

@@ -27,6 +27,7 @@ from serving.preprocessing import preprocess
 from serving.results import restore_mask
 from serving.scans import decode, from_hu
 from serving.tritonserver import TritonServer
+from tests.processes import is_triton
 from tests.reliability import Tally, record
 from tests.serving.test_measuring import BODY, CHEST, LEFT_LUNG, RIGHT_LUNG, area, drawn
 from tests.toy_models import expected_activation, expected_mask
@@ -358,7 +359,7 @@ class TestServe:
     def test_a_server_that_dies_is_reported_and_comes_back(self, serving: Serving, scans: Path) -> None:
         url = serving.first_line.removeprefix("ready grpc=").strip()
         for child in children_of(serving.process.pid):
-            if "tritonserver" in Path(f"/proc/{child}/cmdline").read_text():
+            if is_triton(child):
                 os.kill(child, signal.SIGKILL)
         assert serving.process.stderr is not None
         gone, back = serving.process.stderr.readline(), serving.process.stderr.readline()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -14,8 +13,9 @@ from serving import phantom, pipeline
 from serving.client import PipelineClient
 from serving.errors import ServerError
 from serving.preprocessing import preprocess
-from serving.process import children_of
+from serving.process import children_of, command_of, instance_of
 from serving.scans import decode
+from tests.processes import is_triton
 from tests.reliability import Tally
 from tests.test_cli import Serving
 from tests.toy_models import QUADRANTS, expected_means
@@ -60,14 +60,11 @@ def asked(client: PipelineClient, tally: Tally, requests: int = REQUESTS) -> Ite
 
 def triton_of(serving: Serving) -> int:
     """The Triton below a command."""
-    (triton,) = (pid for pid in children_of(serving.process.pid) if "bin/tritonserver" in _command_of(pid))
+    (triton,) = (pid for pid in children_of(serving.process.pid) if is_triton(pid))
     return triton
 
 
 def backend_of(serving: Serving, model: str) -> int:
     """A process in which the Triton below a command computes a model."""
-    return next(pid for pid in children_of(triton_of(serving)) if f"/{model}/" in _command_of(pid))
-
-
-def _command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    instance = f"{model}_0_0"
+    return next(pid for pid in children_of(triton_of(serving)) if instance_of(command_of(pid)) == instance)

@@ -6,13 +6,14 @@ import contextlib
 import socket
 import struct
 import threading
-from types import TracebackType
+
+from tests.relay import Relay
 
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER that makes closing a reset."""
 
 
-class Cable:
+class Cable(Relay):
     """Hands bytes on between a free loopback port and a server.
 
     Args:
@@ -21,28 +22,12 @@ class Cable:
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
-        self._target = host, int(port)
+        super().__init__((host, int(port)))
         self._flows = threading.Event()
         self._flows.set()
         self._broken = False
         self._room: int | None = None
         self._each = self._breaks = 0
-        self._ends: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def __enter__(self) -> Cable:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._reset()
-        self._flows.set()
 
     def silence(self, after_bytes: int = 0) -> None:
         """Hand nothing on any more, in either direction, once so many bytes more have gone to the server.
@@ -67,21 +52,21 @@ class Cable:
         self._broken, self._room = False, None
         self._flows.set()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._broken:
-                _abort(client)
-                continue
-            server = socket.create_connection(self._target)
-            self._ends += [client, server]
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+    def _connect(self, client: socket.socket) -> None:
+        if self._broken:
+            _abort(client)
+        else:
+            super()._connect(client)
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=self._hand_on, args=(source, sink), daemon=True).start()
+
+    def _close(self) -> None:
+        self._reset()
+        self._flows.set()
+
+    def _hand_on(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(2**14):
                 if sink.getpeername() == self._target:

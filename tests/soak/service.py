@@ -9,17 +9,17 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 
 from loadtest.memory import ProcessMemory, of_group, pss_bytes, rss_bytes, rss_bytes_of
 from serving.errors import ServerError
+from serving.process import children_of
 from serving.triton_arguments import LOOPBACK
 from tests.demo.page_process import free_port
+from tests.processes import is_triton
 from tests.soak.growth import Sample
 
 STOP_TIMEOUT_S = 60.0
-_PROC = Path("/proc")
 
 
 class Service:
@@ -79,12 +79,7 @@ class Service:
     @property
     def triton_pid(self) -> int | None:
         """Process id of Triton; None while there is none."""
-        for task in (_PROC / str(self._process.pid) / "task").iterdir():
-            for child in (task / "children").read_text().split():
-                with suppress(OSError):
-                    if Path((_PROC / child / "cmdline").read_text().split("\0")[0]).name == "tritonserver":
-                        return int(child)
-        return None
+        return next(filter(is_triton, children_of(self._process.pid)), None)
 
     def processes(self) -> tuple[ProcessMemory, ...]:
         """Triton and its stubs; none while there are none."""
