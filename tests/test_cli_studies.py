@@ -24,7 +24,16 @@ from serving.studies import open_volume
 from serving.study_reading import read_volume
 from serving.tritonserver import TritonServer
 from tests.serving.test_study_reading import ALL_OPEN, hu_of
-from tests.serving.volume_files import PATIENT, affine_ras, dicom_series, dicom_slice, file_of, nifti_bytes, zipped
+from tests.serving.volume_files import (
+    PATIENT,
+    PATIENT_ID,
+    affine_ras,
+    dicom_series,
+    dicom_slice,
+    file_of,
+    nifti_bytes,
+    zipped,
+)
 from tests.test_cli import ALL_OPEN as OPENED
 from tests.test_cli import cases_of, lungstreams, only_line
 
@@ -37,7 +46,7 @@ CASE_KEYS = {
     *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models", "latency_ms"),
     *("study", "request_id"),
 }
-CANARIES = (PATIENT, "Erika", "4711", "19700101", "Canary")
+CANARIES = (PATIENT, "Erika", PATIENT_ID, "19700101", "Canary")
 
 
 def chest(count: int) -> np.ndarray:

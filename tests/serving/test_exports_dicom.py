@@ -28,7 +28,16 @@ from serving.studies import open_volume
 from serving.volumes import Volume
 from tests.serving.dicom_files import edited
 from tests.serving.export_cases import ct_report, marks, streams_of, study_case, study_report, xray_report
-from tests.serving.volume_files import affine_ras, block, dicom_series, dicom_slice, file_of, shuffled, zipped
+from tests.serving.volume_files import (
+    PATIENT_ID,
+    affine_ras,
+    block,
+    dicom_series,
+    dicom_slice,
+    file_of,
+    shuffled,
+    zipped,
+)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VALUES = block()[:9]
@@ -408,7 +417,11 @@ def _file(case: Case) -> pydicom.filebase.DicomBytesIO:
 @pytest.mark.parametrize("kind", ["seg", "sr"])
 def test_whose_it_is_comes_from_the_source_and_what_is_not_valid_is_left_out(tmp_path: Path, kind: str) -> None:
     (dataset,) = written(one_slice(), tmp_path, kind)
-    assert (dataset.PatientName, dataset.PatientID, dataset.StudyInstanceUID) == ("Mustermann^Erika", "4711", "1.2.4")
+    assert (dataset.PatientName, dataset.PatientID, dataset.StudyInstanceUID) == (
+        "Mustermann^Erika",
+        PATIENT_ID,
+        "1.2.4",
+    )
     assert str(dataset.ReferringPhysicianName) == "Arzt^Ärztin"
     assert (dataset.StudyDate, dataset.StudyTime, dataset.PatientSex) == ("19700101", "101010", "F")
     with warnings.catch_warnings():

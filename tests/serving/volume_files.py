@@ -16,6 +16,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 PATIENT = "Mustermann^Erika"
+# Long enough that no random hexadecimal number holds it by chance.
+PATIENT_ID = "Akte-4711-Erika"
 SHAPE = (49, 51, 54)
 # Every way to lie along the patient's axes: the file's axis of x, y and z, and the sign of each.
 ORIENTATIONS = [
@@ -79,7 +81,7 @@ def dicom_slice(
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
     dataset.SeriesInstanceUID, dataset.Modality = series, "CT"
-    dataset.PatientName, dataset.PatientID, dataset.StudyDate = PATIENT, "4711", "19700101"
+    dataset.PatientName, dataset.PatientID, dataset.StudyDate = PATIENT, PATIENT_ID, "19700101"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     if position is not None:
         dataset.ImagePositionPatient = [f"{x:.9g}"[:16] for x in position]
