@@ -7,6 +7,7 @@ the sum of RSS is an upper bound.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -74,7 +75,7 @@ def of_group(group: int) -> tuple[ProcessMemory, ...]:
 def process_name(arguments: Sequence[str]) -> str:
     """What to call a process by its command line, see `ProcessMemory.name`."""
     if instance := instance_of(arguments):
-        return instance.rsplit("_", 2)[0]
+        return re.sub(r"(_\d+){1,2}$", "", instance)
     return Path(arguments[0]).name if arguments else ""
 
 

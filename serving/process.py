@@ -26,8 +26,7 @@ from serving.errors import ServerStartError
 SHM: Final = Path("/dev/shm")
 WORK_PREFIX: Final = "lungstreams-triton-"
 
-# Nothing else of a stub's command line looks so: its other names are paths, or end in a UUID.
-_INSTANCE: Final = re.compile(r"[^/]+_\d+_\d+")
+STUB: Final = "triton_python_backend_stub"
 
 # Becomes the server, and asks the kernel for SIGTERM when whoever started it dies, however that happens. A program
 # of its own rather than `preexec_fn`, which must not be used where other threads run (gRPC's do).
@@ -118,12 +117,22 @@ def children_of(pid: int) -> frozenset[int]:
 
 def runs_below(pid: int, parent: int) -> bool:
     """Whether a process runs, and is a child of `parent`. One that nobody has waited for yet does not run."""
+    state, above = _state_and_parent(pid)
+    return state not in "ZX" and above == parent
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped, as by SIGSTOP, and not continued since."""
+    return _state_and_parent(pid)[0] == "T"
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
     try:
-        # "17 (a name (of any kind)) S 1 ...": state and parent.
-        state, above = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        # "17 (a name (of any kind)) S 1 ..."
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return False
-    return state not in "ZX" and int(above) == parent
+        return "X", 0
+    return state, int(parent)
 
 
 def command_of(pid: int) -> tuple[str, ...]:
@@ -137,8 +146,12 @@ def command_of(pid: int) -> tuple[str, ...]:
 
 
 def instance_of(command: Sequence[str]) -> str | None:
-    """The model instance that a stub of Triton's Python backend runs, as in ``preprocess_0_1``; None of another."""
-    return next((word for word in command if _INSTANCE.fullmatch(word)), None)
+    """The model instance that a stub of Triton's Python backend runs, as in ``preprocess_0_1``; None of another.
+
+    A model whose config names no instance group has ``counter_0`` instead.
+    """
+    # It ends in the instance's name and the backend's folder.
+    return command[-2] if len(command) > 2 and Path(command[0]).name == STUB else None
 
 
 def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from serving.backends.onnxruntime.request_log import REQUEST_LOG_VARIABLE
 from serving.errors import ServerStartError
 from serving.pipeline import SEGMENTATION
+from serving.process import STUB
 
 _TWIN: Final = Path(__file__).parent / "backends" / "onnxruntime"
 
@@ -94,7 +95,7 @@ def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> 
     """
     # Copies: Triton refuses links that lead out of the backend directory.
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = wheel / "python_backend_stubs" / version / STUB
     if not stub.is_file():
         found = sorted(path.name for path in stub.parents[1].iterdir())
         raise ServerStartError(f"expected CPython {', '.join(found)}, got {version}: the wheel has no stub for it")
@@ -112,5 +113,5 @@ def lay_out_backends(wheel: Path, target: Path, environment: dict[str, str]) -> 
             shutil.copy2(file, python)
     shutil.copy2(stub, python)
     (target / "onnxruntime").mkdir()
-    for name in ("model.py", "openvino_session.py", "request_log.py"):
+    for name in ("model.py", "openvino_session.py", "request_log.py", "hanging.py"):
         shutil.copy2(_TWIN / name, target / "onnxruntime")

@@ -32,6 +32,7 @@ from serving.process import (
     command_of,
     end,
     instance_of,
+    is_stopped,
     last_word,
     make_work_folder,
     remove_work_folder,
@@ -168,14 +169,18 @@ class TritonServer:
         return self.is_alive() and _answers_ready(self.config.http_port, self._models)
 
     def has_lost_backend(self) -> bool:
-        """Whether a backend process that ran when the server became ready has ended.
+        """Whether a backend process that ran when the server became ready has ended, or was stopped (SIGSTOP).
 
         Triton 24.10 does not start it again: what needs it fails from then on, and the server says that it is ready.
+        One that is continued after Triton has missed it brings Triton down.
         """
         if not self.is_alive() or self._instances() >= self._backends:
             return False
-        # Backends whose server has just ended are nobody's children, too.
-        return runs_below(self.pid, os.getpid())
+        # Not if all of them were stopped, and are continued one after the other. And backends whose server has just
+        # ended are nobody's children, too.
+        return (
+            runs_below(self.pid, os.getpid()) and not is_stopped(self.pid) and not self._instances() >= self._backends
+        )
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
         """Start the server and wait until every model is ready.
@@ -236,7 +241,8 @@ class TritonServer:
 
         Not their process ids: a new version of a model brings processes of its own, and ends the old ones.
         """
-        names = (instance_of(command_of(child)) for child in children_of(self.pid))
+        running = (child for child in children_of(self.pid) if not is_stopped(child))
+        names = (instance_of(command_of(child)) for child in running)
         return frozenset(name for name in names if name is not None)
 
     def _lay_out(self, wheel: Path, environment: dict[str, str]) -> Path:

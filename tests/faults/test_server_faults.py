@@ -80,6 +80,17 @@ def test_a_backend_that_is_killed_is_noticed_though_triton_says_that_it_is_ready
     assert (row.answered, row.lost, row.wrong) == (len(futures), 0, 0)
 
 
+def test_a_backend_that_is_stopped_is_noticed_too(serving: Serving, url: str) -> None:
+    tally = Tally()
+    with PipelineClient(url, timeout_s=PATIENCE_S) as client, asked(client, tally) as futures:
+        os.kill(backend_of(serving, "recognition"), signal.SIGSTOP)
+        assert "Triton lost one of its backend processes" in said(serving)
+        assert said(serving) == f"lungstreams: Triton is back at {url}\n"
+    row = record(tally.row("the backend process of recognition stopped (SIGSTOP) under four callers", group=GROUP))
+    assert [future.result() for future in futures if future.result()] == []
+    assert (row.answered, row.lost, row.wrong) == (len(futures), 0, 0)
+
+
 @pytest.mark.long
 def test_stopped_for_good_it_is_replaced(serving: Serving, url: str) -> None:
     tally, triton = Tally(), triton_of(serving)

@@ -90,7 +90,10 @@ def test_every_process_of_a_server_is_told_by_its_model(toy_triton: TritonServer
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (["/x/stub", "/y/model.onnx", "336", "segment_all_0_1", "/z"], "segment_all"),
+        (["/x/triton_python_backend_stub", "/y/model.onnx", "336", "segment_all_0_1", "/z"], "segment_all"),
+        # Without an instance group.
+        (["/x/triton_python_backend_stub", "/y/model.onnx", "336", "segment_all_0", "/z"], "segment_all"),
+        (["/x/another", "/y/model.onnx", "336", "segment_all_0_1", "/z"], "another"),
         (["/x/bin/tritonserver", "--model-repository=/y/recognition_0_0"], "tritonserver"),
         ([""], ""),
         ([], ""),

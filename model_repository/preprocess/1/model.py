@@ -10,6 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving import pipeline
+from serving.backends.onnxruntime.hanging import hung_s, no_longer_than
 from serving.backends.onnxruntime.request_log import OK, Done, StepLog
 from serving.errors import LungstreamsError
 from serving.preprocessing import prepare
@@ -30,10 +31,15 @@ class TritonPythonModel:
             self._log = StepLog.of_stub(args, os.environ, pb_utils.Logger.log_warn)
         except OSError as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: the request log: {error}") from error
+        try:
+            self._hung_s = hung_s(os.environ)
+        except ValueError as error:
+            raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
 
     def execute(self, requests):
         """Each request gets a response of its own, so that a bad one takes no other with it."""
-        return [self._respond(request) for request in requests]
+        with no_longer_than(self._hung_s):
+            return [self._respond(request) for request in requests]
 
     def _respond(self, request):
         started_s = time.perf_counter()

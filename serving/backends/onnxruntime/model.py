@@ -5,7 +5,8 @@ The embedded server's wheel has no C++ ONNX Runtime backend; this file takes its
 same parameters as ``src/onnxruntime.cc`` of triton-inference-server/onnxruntime_backend.
 
 It runs inside Triton's Python stub, one process per model instance, from a copy of this folder alone. So it imports
-nothing of ours but what lies beside it: ``request_log``, and ``openvino_session`` where a model asks for OpenVINO.
+nothing of ours but what lies beside it: ``request_log``, ``hanging``, and ``openvino_session`` where a model asks for
+OpenVINO.
 """
 
 from __future__ import annotations
@@ -357,6 +358,8 @@ class TritonPythonModel:
             session = open_session(path, config, os.environ)
             self._request_log = _beside("request_log")
             self._log = self._request_log.StepLog.of_stub(args, os.environ, pb_utils.Logger.log_warn)
+            self._hanging = _beside("hanging")
+            self._hung_s = self._hanging.hung_s(os.environ)
         except Exception as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         pb_utils.Logger.log_info(f"{args['model_name']}: computed by {type(session).__name__}")
@@ -364,6 +367,10 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch, each by its own response."""
+        with self._hanging.no_longer_than(self._hung_s):
+            return self._answer(requests)
+
+    def _answer(self, requests: Sequence[Any]) -> list[Any]:
         started_s = time.perf_counter()
         feeds = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         answers = self._network.run_many(feeds, [list(request.requested_output_names()) for request in requests])
