@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,31 @@ def test_a_folder_is_read_as_a_study_and_says_what_is_missing(
     assert "equally far apart" in case["export_errors"]["nifti"]
     assert len(case["exports"]["json"]) == 1
     assert done.returncode == 1
+
+
+def test_files_of_a_study_that_can_not_be_read_are_named_by_their_place(
+    tmp_path: Path, toy_triton: TritonServer
+) -> None:
+    study = tmp_path / "study.zip"
+    files = [file_of(file) for file in series(5, "1.2.8")]
+    # One whose header ends too early, and one whose pixels do.
+    files[1], files[3] = files[1][:200], files[3][: -SIDE * SIDE]
+    with zipfile.ZipFile(study, "w") as archive:
+        for i, data in enumerate(files):
+            archive.writestr(f"{PATIENT}{i}", data)
+    done = lungstreams("predict", study, "--json", "--out", tmp_path / "out", "--url", toy_triton.grpc_url, *OPENED)
+    (case,) = cases_of(done)
+    (left_out,) = case["study"]["left_out"]
+    assert (left_out["files"], left_out["which"]) == (1, ["file 2 of 5"])
+    assert case["study"]["complete"] is False
+    assert case["study"]["shape"][0] == 4
+    said = "slice 3 of 4 is missing, since it can not be read (file 4 of 5: expected "
+    assert any(problem.startswith(said) for problem in case["study"]["problems"])
+    table = lungstreams("predict", study, "--url", toy_triton.grpc_url, *OPENED)
+    text = " ".join(table.stdout.split())
+    assert "file 2 of 5" in text
+    assert said in text
+    assert PATIENT not in done.stdout + table.stdout
 
 
 def test_frames_of_one_file_are_a_study(tmp_path: Path, toy_triton: TritonServer) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,6 @@ def test_several_series_are_titles_and_a_number_chooses(tmp_path: Path) -> None:
 
 
 def unzipped(archives: list[Path], folder: Path) -> list[Path]:
-    import zipfile
-
     files = []
     for archive in archives:
         with zipfile.ZipFile(archive) as opened:
@@ -94,6 +93,32 @@ def test_a_slice_is_drawn_through_a_window_and_under_layers(volume: Volume, toy_
     assert (view.draw(3, ["ground_glass"], 0.5, LUNG) != lung).any()
     with pytest.raises(GeometryError):
         view.draw(8, [], 0.5, LUNG)
+
+
+@pytest.mark.triton
+def test_a_slice_that_could_not_be_read_is_black_and_one_that_is_gone_is_an_error(
+    volume: Volume, toy_triton: TritonServer, tmp_path: Path
+) -> None:
+    (path,) = tmp_path.glob("study.zip")
+    with zipfile.ZipFile(path) as whole:
+        files = [whole.read(name) for name in whole.namelist()]
+    # Everything is there of a file but the last of its pixels.
+    files[3] = files[3][:-64]
+    broken = tmp_path / "broken.zip"
+    with zipfile.ZipFile(broken, "w") as archive:
+        for i, data in enumerate(files):
+            archive.writestr(str(i), data)
+    opened = open_study([broken], None)
+    assert isinstance(opened, Volume)
+    view = view_of(opened, toy_triton)
+    (missing,) = {*range(8)} - {one.index for one in view.report.slices}
+    assert not view.draw(missing, STREAM_NAMES, 0.5, LUNG).any()
+    np.testing.assert_array_equal(
+        view.draw(0, STREAM_NAMES, 0.5, LUNG), view_of(volume, toy_triton).draw(0, STREAM_NAMES, 0.5, LUNG)
+    )
+    # One that was read, of files that are not what they were.
+    with pytest.raises(UnreadableScan, match="file 4 of 8: expected 8,192 bytes of pixels"):
+        StudyView(opened, view_of(volume, toy_triton).report).draw(missing, [], 0.5, LUNG)
 
 
 @pytest.mark.triton
