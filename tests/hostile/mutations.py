@@ -390,7 +390,7 @@ def nifti_field(data: bytes, rng: Rng) -> bytes:
         at, size = _pick(rng, list(places)), struct.calcsize(form)
         value = float(rng.choice([0, -1, 352, 1e30, np.inf, np.nan])) if "f" in form else odd(rng) % 2**16 - 2**15
         changed[at : at + size] = struct.pack(form, value)
-    return gzip.compress(bytes(changed), 1) if packed else bytes(changed)
+    return gzip.compress(bytes(changed), 1, mtime=0) if packed else bytes(changed)
 
 
 FIELDS: tuple[tuple[str, range], ...] = (
@@ -408,13 +408,13 @@ def nifti_inside(data: bytes, rng: Rng) -> bytes:
     """Damage inside of the gzip, packed again."""
     inside, packed = _unpacked(data)
     changed = BLIND[int(rng.integers(len(BLIND)))](inside, rng) if inside else inside
-    return gzip.compress(changed, 1) if packed else changed
+    return gzip.compress(changed, 1, mtime=0) if packed else changed
 
 
 def gzip_members(data: bytes, rng: Rng) -> bytes:
     """Members in front of it, behind it, or inside of another."""
-    other = gzip.compress(rng.bytes(int(rng.integers(0, 400))), 1)
-    return (other + data, data + other * int(rng.integers(1, 50)), gzip.compress(data, 1), data * 2)[
+    other = gzip.compress(rng.bytes(int(rng.integers(0, 400))), 1, mtime=0)
+    return (other + data, data + other * int(rng.integers(1, 50)), gzip.compress(data, 1, mtime=0), data * 2)[
         int(rng.integers(4))
     ]
 

@@ -83,7 +83,7 @@ def _radiographs() -> dict[str, bytes]:
 
 def _slices() -> dict[str, bytes]:
     hu = np.random.default_rng(3).integers(-1000, 400, (SIDE_PX, SIDE_PX)).astype(np.int16)
-    one = dicom_slice(hu)
+    one = dicom_slice(hu, SOPInstanceUID="1.2.3.1")
     return {
         "slice": file_of(one),
         "slice in run lengths": _syntax(one, RLELossless),
@@ -98,13 +98,16 @@ def _studies() -> dict[str, bytes]:
     hu = np.random.default_rng(5).integers(-1000, 400, (3, 56, 60)).astype(np.int16)
     affine = affine_ras((0, 1, 2), (1, 1, 1), (0.5, 0.75, 2.5))
     values = np.moveaxis(hu, 0, 2)
+    series = dicom_series(hu, SPACING_LPS)
+    for i, dataset in enumerate(series):
+        dataset.SOPInstanceUID = f"1.2.3.{i}"
     return {
         "nifti": nifti_bytes(values, affine),
         "nifti in gzip": nifti_bytes(values, affine, packed=True),
         "nifti-2": nifti_bytes(values.astype(np.float32), affine, kind=nibabel.Nifti2Image),
         "nifti in two gzip members": _members(nifti_bytes(values, affine)),
-        "zip": zipped(dicom_series(hu, SPACING_LPS)),
-        "stored zip": zipped(dicom_series(hu, SPACING_LPS), compression=0),
+        "zip": zipped(series),
+        "stored zip": zipped(series, compression=0),
     }
 
 
@@ -130,7 +133,14 @@ def _syntax(dataset: Dataset, syntax: UID) -> bytes:
 
 
 def _enhanced(hu: np.ndarray) -> bytes:
-    whole = dicom_slice(hu, position=None, spacing=None, NumberOfFrames=2, SOPClassUID=EnhancedCTImageStorage)
+    whole = dicom_slice(
+        hu,
+        position=None,
+        spacing=None,
+        NumberOfFrames=2,
+        SOPClassUID=EnhancedCTImageStorage,
+        SOPInstanceUID="1.2.3.1",
+    )
     whole.PixelData = whole.PixelData * 2
     whole.PerFrameFunctionalGroupsSequence = Sequence([_frame_group(z) for z in (0.0, 2.5)])
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
@@ -151,4 +161,4 @@ def _frame_group(z_mm: float) -> Dataset:
 
 def _members(data: bytes) -> bytes:
     half = len(data) // 2
-    return gzip.compress(data[:half], 1) + gzip.compress(data[half:], 1)
+    return gzip.compress(data[:half], 1, mtime=0) + gzip.compress(data[half:], 1, mtime=0)

@@ -64,7 +64,7 @@ def nifti_bytes(
     values: np.ndarray, affine: np.ndarray, *, packed: bool = False, kind: Any = nibabel.Nifti1Image
 ) -> bytes:
     data: bytes = kind(values, affine).to_bytes()
-    return gzip.compress(data, 1) if packed else data
+    return gzip.compress(data, 1, mtime=0) if packed else data
 
 
 def dicom_slice(
@@ -131,9 +131,8 @@ def zipped(files: Iterable[bytes | Dataset], compression: int = zipfile.ZIP_DEFL
     with zipfile.ZipFile(stream, "w", compression, compresslevel=1) as archive:
         for i, data in enumerate(files):
             # Names that lie about the order, as hashes do, and would climb out of a folder.
-            archive.writestr(
-                f"../{(i * 7919) % 1000:03d}/{PATIENT}", data if isinstance(data, bytes) else file_of(data)
-            )
+            entry = zipfile.ZipInfo(f"../{(i * 7919) % 1000:03d}/{PATIENT}")
+            archive.writestr(entry, data if isinstance(data, bytes) else file_of(data), compression)
     return stream.getvalue()
 
 
