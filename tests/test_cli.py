@@ -341,7 +341,7 @@ def children_of(pid: int) -> set[int]:
 
 
 class TestServe:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
     def test_says_that_it_is_ready_serves_and_stops_cleanly(
         self, serving: Serving, scans: Path, number: signal.Signals, tmp_path: Path
     ) -> None:
@@ -356,6 +356,7 @@ class TestServe:
         assert not [child for child in started if Path(f"/proc/{child}").exists()]
         assert lungstreams("predict", scans / "slice.png", "--url", ready[1]).returncode == 2
 
+    @pytest.mark.long
     def test_a_server_that_dies_is_reported_and_comes_back(self, serving: Serving, scans: Path) -> None:
         url = serving.first_line.removeprefix("ready grpc=").strip()
         for child in children_of(serving.process.pid):

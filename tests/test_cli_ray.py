@@ -135,6 +135,7 @@ def test_a_cluster_says_and_writes_what_this_process_does(
 
 @pytest.mark.slow
 @pytest.mark.triton
+@pytest.mark.long
 def test_workers_and_drivers_that_are_killed_lose_no_case_and_double_none(
     cluster: TwoNodes, toy_triton: TritonServer, many: Path, tmp_path: Path, batch: Callable[..., Batch]
 ) -> None:

@@ -36,7 +36,7 @@ def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
 
 @pytest.mark.parametrize(
     ("viewport", "scheme"),
-    [(PHONE, "dark"), (PHONE, "light"), (DESKTOP, "light")],
+    [(PHONE, "dark"), pytest.param(PHONE, "light", marks=pytest.mark.long), (DESKTOP, "light")],
     ids=["phone-dark", "phone-light", "desktop-light"],
 )
 def test_axe_finds_nothing_serious_and_nothing_is_cut_off(

@@ -127,6 +127,7 @@ def counted(visitor: Visitor, scan: Path, tally: Tally) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.long
 def test_the_page_says_that_the_network_is_cut_and_goes_on_once_it_is_mended(
     visitor: Visitor, cable: Cable, scan: Path
 ) -> None:

@@ -55,6 +55,7 @@ def is_ready(page: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_the_page_finds_its_triton_again_and_both_end_together(page: Serving) -> None:
     url = page.first_line.removeprefix("ready page=").strip().rstrip("/")
     assert eventually(lambda: is_ready(url))

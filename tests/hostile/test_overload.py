@@ -337,6 +337,7 @@ def test_a_page_in_front_of_a_full_server_says_that_it_is_busy(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_server_bears_a_burst(triton: TritonServer) -> None:
     scan = phantom.png_bytes(phantom.ct_slice(3).pixels)
     tally, count = Tally(), BURST if IS_LONG else 60

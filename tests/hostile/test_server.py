@@ -30,6 +30,7 @@ FIRST_MUTATION = 50_000
 GOOD = phantom.png_bytes(phantom.ct_slice(3, 256).pixels)
 # What is no scan is refused by its first bytes, whatever else it is.
 SCANS = [bomb for bomb in BOMBS.values() if not bomb.name.startswith(("nifti", "zip"))]
+SHORT_BYTES = 2**20
 AT_ONCE = 4
 """Below the length of the queues: this is not about overload."""
 
@@ -97,11 +98,22 @@ def test_mutations_are_answered_or_refused(client: grpc.InferenceServerClient, t
 @pytest.mark.slow
 def test_bombs_are_answered_or_refused(client: grpc.InferenceServerClient, toy_triton: TritonServer) -> None:
     tally, before = Tally(), diagnoses(client, [GOOD])
+    count = 0
+
+    def sent() -> Iterator[bytes]:
+        nonlocal count
+        for bomb in SCANS:
+            data = bomb.make()
+            if IS_LONG or len(data) < SHORT_BYTES:
+                count += 1
+                yield data
+
     with Sampler(toy_triton.pid) as memory:
-        send(client, (bomb.make() for bomb in SCANS), tally)
-    what = "bombs through Triton, four at once (memory: of the whole server)"
+        send(client, sent(), tally)
+    what = f"{'bombs' if IS_LONG else 'small bombs'} through Triton, four at once (memory: of the whole server)"
     row = record(tally.row(what, group="Hostile input", peak_bytes=memory.peak_pss_bytes))
-    assert (row.requests, row.lost, row.wrong) == (len(SCANS), 0, 0)
+    assert (row.requests, row.lost, row.wrong) == (count, 0, 0)
+    assert count > len(SCANS) / 3
     np.testing.assert_array_equal(diagnoses(client, [GOOD]), before)
 
 

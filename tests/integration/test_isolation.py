@@ -22,7 +22,7 @@ from tests.reliability import IS_LONG, Tally, record
 
 pytestmark = [pytest.mark.triton, pytest.mark.reliability]
 
-REQUESTS: Final = 2000 if IS_LONG else 160
+REQUESTS: Final = 2000 if IS_LONG else 64
 CLIENTS: Final = 16
 CT_EVERY: Final = 10
 """One request of so many is a CT slice with masks; it takes as long as some X-rays."""

@@ -51,6 +51,7 @@ def models(narrow: FullWidth) -> Mapping[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_both_repositories_are_whole(narrow: FullWidth) -> None:
     for repository in narrow.repositories.values():
         assert check(repository) == []
@@ -58,6 +59,7 @@ def test_both_repositories_are_whole(narrow: FullWidth) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_keras_has_the_weights_of_the_fp32_repository(
     models: Mapping[str, Any], networks: Mapping[str, Mapping[str, Path]]
 ) -> None:
@@ -72,6 +74,7 @@ def test_keras_has_the_weights_of_the_fp32_repository(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_streams_of_two_classes_share_what_the_widest_has(models: Mapping[str, Any]) -> None:
     widest, stream = (models[step.model] for step in SEGMENTATION[:2])
     wide, slim = (model.get_layer(CLASSIFIER_LAYER).get_weights() for model in (widest, stream))
@@ -81,6 +84,7 @@ def test_the_streams_of_two_classes_share_what_the_widest_has(models: Mapping[st
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_built_is_found_again(narrow: FullWidth, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("built again")

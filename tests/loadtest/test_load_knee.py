@@ -211,6 +211,7 @@ def measured(toy_triton: TritonServer) -> knee.Load:
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_case_the_mix_and_both_servers_are_measured(measured: knee.Load) -> None:
     assert [saturation.workload for saturation in measured.cases] == [*CASES, MIX]
     for saturation in measured.cases:
@@ -224,6 +225,7 @@ def test_every_case_the_mix_and_both_servers_are_measured(measured: knee.Load) -
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_sections_and_the_plot_show_every_rate(measured: knee.Load) -> None:
     text = "\n\n".join(knee.sections(measured))
     for saturation in measured.cases:

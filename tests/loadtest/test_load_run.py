@@ -62,6 +62,7 @@ def test_a_good_server_passes_and_every_case_is_reported_by_name(toy_triton: Tri
     assert "<html" in (tmp_path / "report.html").read_text()[:500]
 
 
+@pytest.mark.long
 def test_a_run_lasts_as_long_as_it_was_asked_to(toy_triton: TritonServer, tmp_path: Path) -> None:
     run(toy_triton.grpc_url, duration_s=3, users=1, cases=["xray"], budget_s=NO_BUDGET_S, out=tmp_path)
     (case,) = verdict(tmp_path)["cases"]
@@ -102,12 +103,14 @@ def test_a_server_that_is_down_fails_the_run(tmp_path: Path) -> None:
     assert found["xray"]["failures"] == found["xray"]["requests"] > 0
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_speak_grpc_fails_the_run(toy_triton: TritonServer, tmp_path: Path) -> None:
     assert run(toy_triton.http_url, duration_s=1, users=1, cases=["xray"], out=tmp_path) == 1
     assert verdict(tmp_path)["xray"]["p95_ms"] is None
     assert "UNAVAILABLE" in (tmp_path / "report_failures.csv").read_text()
 
 
+@pytest.mark.long
 def test_many_users_hang_up_at_the_end(toy_triton: TritonServer) -> None:
     # One more close of each channel made gRPC stop serving the others under gevent: the process never ended.
     done = locust("-t", "1s", "-u", "6", "-r", "6", "--cases", "xray", "--host", toy_triton.grpc_url)
@@ -127,6 +130,7 @@ def test_wrong_answers_count_as_failures(toy_repository: Path, tmp_path: Path) -
     assert "expected probabilities in [0, 1] in diagnosis" in (tmp_path / "report_failures.csv").read_text()
 
 
+@pytest.mark.long
 def test_a_case_that_never_got_its_turn_fails_the_run(toy_triton: TritonServer, tmp_path: Path) -> None:
     with DelayLine(parse_address(toy_triton.grpc_url), delay_s=2) as slow:
         assert run(slow.url, duration_s=1, users=1, budget_s=NO_BUDGET_S, out=tmp_path) == 1
@@ -151,6 +155,7 @@ def test_a_host_elsewhere_is_refused_before_anything_is_sent() -> None:
         assert "Ramping" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_host_elsewhere_is_loaded_when_that_is_said(toy_triton: TritonServer) -> None:
     # 0.0.0.0 is no loopback address, but leads here.
     host = f"0.0.0.0:{parse_address(toy_triton.grpc_url)[1]}"

@@ -50,6 +50,7 @@ def load(url: str, out: Path, *options: str) -> tuple[int, dict[str, Any], str]:
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_request_of_every_worker_is_judged(toy_triton: TritonServer, tmp_path: Path) -> None:
     before = inferences(toy_triton)
     # Each takes a second at least, so that some are under way in each worker when the time is over.

@@ -38,6 +38,7 @@ def result(toy_repository: Path) -> SideBySide:
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_everybody_is_measured_as_often_on_each_case(result: SideBySide) -> None:
     assert result.cases == ("ct_open", "xray")
     assert {(o.contender, o.case) for o in result.outcomes} == {(name, case) for name in NAMES for case in result.cases}
@@ -49,6 +50,7 @@ def test_everybody_is_measured_as_often_on_each_case(result: SideBySide) -> None
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_everybody_gives_the_same_answers(result: SideBySide) -> None:
     for outcome in result.outcomes:
         assert outcome.complaint is None
@@ -58,6 +60,7 @@ def test_everybody_gives_the_same_answers(result: SideBySide) -> None:
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_report_names_every_way_and_the_paper(result: SideBySide) -> None:
     text = "\n\n".join(sections(result))
     rows = Counter(line.split("|")[1].strip(" *") for line in text.splitlines() if line.startswith("|"))
@@ -73,6 +76,7 @@ def test_the_report_names_every_way_and_the_paper(result: SideBySide) -> None:
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_there_is_a_plot_for_each_case(result: SideBySide, tmp_path: Path) -> None:
     figures = draw(result)
     assert list(figures) == ["side-by-side-toys-of-two-ct_open", "side-by-side-toys-of-two-xray"]
@@ -89,6 +93,7 @@ def test_there_is_a_plot_for_each_case(result: SideBySide, tmp_path: Path) -> No
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_result_is_json(result: SideBySide) -> None:
     document = json.loads(json.dumps(asdict(result)))
     assert len(document["outcomes"]) == len(NAMES) * 2

@@ -317,6 +317,7 @@ class TestMany:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_client_finds_a_server_that_comes_back(toy_repository: Path, dead_url: str, ct: bytes) -> None:
     config = ServerConfig(toy_repository, grpc_port=int(dead_url.split(":")[1]), http_port=0, metrics_port=0, threads=1)
     with PipelineClient(dead_url) as client:

@@ -244,6 +244,7 @@ class TestRun:
         assert outcome.peak_bytes > 100 * MB
 
     @pytest.mark.slow
+    @pytest.mark.long
     def test_ctrl_c_ends_it_with_its_table(self, toy_repository: Path) -> None:
         command = [
             sys.executable,

@@ -91,6 +91,7 @@ print(json.dumps({"one": trained(1), "two": trained(2), "refused": refused}))
 """
 
 
+@pytest.mark.long
 def test_two_devices_train_what_one_does():
     """On JAX, whose processor can stand for two devices; `keras.distribution` is Keras' own."""
     assert importlib.util.find_spec("jax"), "expected jax, which the dev extra installs"

@@ -95,6 +95,7 @@ def test_what_is_published_is_measured_drawn_and_written_down(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_published")
+@pytest.mark.long
 def test_means_over_copies_go_to_a_file_of_their_own_and_beside_the_others(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "results.md"
     plain = evaluate.main([], None, page, figures=tmp_path / "figures", copies=2)

@@ -176,7 +176,7 @@ def test_a_run_stops_after_its_patience(root, impatient, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("killed_after", [3, 4])
+@pytest.mark.parametrize("killed_after", [3, pytest.param(4, marks=pytest.mark.long)])
 def test_patience_outlives_a_resume(root, impatient, tmp_path, monkeypatch, killed_after):
     whole = fit.main("tiny", root, tmp_path / "whole", verbose=0)
 
@@ -383,6 +383,7 @@ def test_the_papers_runs_are_those_of_its_table_10():
         assert run.init_from == (None if run.name == "nodules_paper" else "nodules_paper")
 
 
+@pytest.mark.long
 def test_trials_are_trained_once_and_scored_by_their_protocol(root, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("train.scoring.BOOTSTRAP_ROUNDS", 10)
     start = dataclasses.replace(tiny, name="start", publishes=None)
