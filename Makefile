@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 SOAK_MINUTES ?= 10
 
-.PHONY: demo test lint bench loadtest reliability fuzz soak clean help
+.PHONY: demo test test-long lint bench loadtest reliability fuzz soak clean help
 
 help:  ## Show what can be made.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 # uv takes a sixth of pip's time. It knows nothing of pip's settings: where it finds no index, pip does the work.
 $(VENV)/.serve: WHAT := .
@@ -24,8 +24,11 @@ $(VENV)/.serve $(VENV)/.dev: pyproject.toml
 demo: $(VENV)/.serve  ## Start the embedded Triton and the web page in front of it.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lungstreams demo
 
-test: $(VENV)/.dev  ## Run every test, on the real embedded Triton.
+test: $(VENV)/.dev  ## Run the tests, on the real embedded Triton; those marked long are left out, and counted.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+test-long: $(VENV)/.dev  ## Run what `make test` leaves out: full-width networks, the largest loads, faults a second way.
+	PATH="$(CURDIR)/$(BIN):$$PATH" LUNGSTREAMS_LONG_TESTS=1 $(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.dev  ## ruff and mypy, strict.
 	$(BIN)/ruff check .

@@ -120,6 +120,7 @@ def test_one_item_of_a_batch_does_not_change_another(narrow: keras.Model) -> Non
     np.testing.assert_allclose(together[1:2], alone, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_network() -> None:
     config = DeepLabConfig(n_classes=2, input_hw=(64, 64), width=NARROW)
     answers = []

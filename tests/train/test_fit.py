@@ -146,6 +146,7 @@ def test_what_is_kept_is_the_best_by_what_the_run_names(root, tiny, tmp_path, mo
     assert all(np.array_equal(x, y) for x, y in zip(_weights(folder), seen[1], strict=True))
 
 
+@pytest.mark.long
 def test_starting_anew_forgets_the_old_run(root, tiny, tmp_path):
     fit.main("tiny", root, tmp_path, verbose=0)
     run = fit.main("tiny", root, tmp_path, resume=False, verbose=0)
@@ -195,6 +196,7 @@ def test_patience_outlives_a_resume(root, impatient, tmp_path, monkeypatch, kill
     assert all(np.allclose(x, y, atol=1e-7) for x, y in zip(_weights(whole), _weights(broken), strict=True))
 
 
+@pytest.mark.long
 def test_without_patience_a_run_ends_with_its_last_epoch(root, impatient, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "EXPERIMENTS", {"tiny": dataclasses.replace(impatient, patience=None)})
     assert len(validation_losses(fit.main("tiny", root, tmp_path, verbose=0))) == 9

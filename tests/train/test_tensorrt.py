@@ -297,6 +297,7 @@ class TestCommand:
         for model, entry in entries.items():
             assert entry["engine_sha256"] == sha256_of(out / ENGINES[model])
 
+    @pytest.mark.long
     def test_an_engine_that_can_not_be_built_is_one_line(self, repository: Path, tmp_path: Path) -> None:
         path = tools(tmp_path / "tools", nvidia_smi=GPU, trtexec=REFUSING)
         run = export_tensorrt(
