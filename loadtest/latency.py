@@ -7,7 +7,7 @@ both. One request at a time: this measures latency; `loadtest.knee` and `loadtes
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,18 +19,42 @@ from loadtest.cases import CASES, LoadCase
 from loadtest.difference import Difference
 from loadtest.gate import percentile
 from loadtest.layout import number, table
+from loadtest.networks import closed_answer
 from loadtest.raw import RawPipeline, served_parameters, served_version, session_options
 from loadtest.wire import REQUEST_TIMEOUT_S, Answer, check_answer, connect, infer
 from serving import statistics
 from serving.errors import RequestError
-from serving.pipeline import STEPS
+from serving.pipeline import REPORT_OUTPUTS, STEPS, Step, Tensor
 from serving.tritonserver import TritonServer
+from serving.wire import wanted_outputs
 
 WARM_UP_ROUNDS: Final = 2
 """Not counted: first calls allocate arenas and fault weights in."""
 
 _SETTLE_S: Final = 0.02
 """Triton counts a request a moment after it has answered it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of both ways.
+
+    Attributes:
+        name: In the tables.
+        case: Whose scans, modality and gates.
+        outputs: Of the ensemble. What none of them needs does not run.
+    """
+
+    name: str
+    case: LoadCase
+    outputs: tuple[Tensor, ...]
+
+
+ASKED: Final = (
+    *(Asked(case.name, case, wanted_outputs(case.modality)) for case in CASES.values()),
+    Asked("xray_all", CASES["xray"], REPORT_OUTPUTS),
+)
+"""What `serving.client` asks of each case, and of an X-ray all that there is, as who knows nothing of scans does."""
 
 
 @dataclass
@@ -103,18 +127,18 @@ def measure(server: TritonServer, rounds: int) -> Latency:
 def _measure(client: Any, repository: Path, rounds: int) -> Latency:
     parameters = served_parameters(client)
     raw = RawPipeline(repository, parameters)
-    cases = {name: Measured() for name in CASES}
-    scans = {name: case.scans() for name, case in CASES.items()}
+    cases = {asked.name: Measured() for asked in ASKED}
+    scans = {asked.name: asked.case.scans() for asked in ASKED}
     turns = list(_turns(rounds))
-    for round_index, case, ensemble_first in track(turns, "Latency", console=Console(stderr=True)):
-        scan = scans[case.name][round_index % len(scans[case.name])]
-        into = cases[case.name] if round_index >= 0 else Measured()
+    for round_index, asked, ensemble_first in track(turns, "Latency", console=Console(stderr=True)):
+        scan = scans[asked.name][round_index % len(scans[asked.name])]
+        into = cases[asked.name] if round_index >= 0 else Measured()
         if ensemble_first:
-            served = _take_ensemble(client, case, scan, into)
-            local = _take_raw(raw, case, scan, into)
+            served = _take_ensemble(client, asked, scan, into)
+            local = _take_raw(raw, asked, scan, into)
         else:
-            local = _take_raw(raw, case, scan, into)
-            served = _take_ensemble(client, case, scan, into)
+            local = _take_raw(raw, asked, scan, into)
+            served = _take_ensemble(client, asked, scan, into)
         into.compare(served, local)
     metadata = client.get_server_metadata()
     return Latency(
@@ -126,37 +150,41 @@ def _measure(client: Any, repository: Path, rounds: int) -> Latency:
     )
 
 
-def _turns(rounds: int) -> Iterator[tuple[int, LoadCase, bool]]:
+def _turns(rounds: int) -> Iterator[tuple[int, Asked, bool]]:
     """Round (below 0 while warming up), case, and whether the ensemble goes first: each way as often as the other."""
     for index in range(-WARM_UP_ROUNDS, rounds):
-        for case in CASES.values():
-            yield index, case, index % 2 == 0
+        for asked in ASKED:
+            yield index, asked, index % 2 == 0
 
 
-def _take_ensemble(client: Any, case: LoadCase, scan: bytes, into: Measured) -> Answer:
+def _take_ensemble(client: Any, asked: Asked, scan: bytes, into: Measured) -> Answer:
     before = statistics.read(client, REQUEST_TIMEOUT_S)
     started = time.perf_counter()
-    answer = infer(client, case, scan)
+    answer = infer(client, asked.case, scan, asked.outputs)
     into.ensemble_ms.append((time.perf_counter() - started) * 1000)
     time.sleep(_SETTLE_S)
     after = statistics.read(client, REQUEST_TIMEOUT_S)
-    models = [step.model for step in STEPS]
+    models = [step.model for step in STEPS if _is_run(step, asked.outputs)]
     for spent, times in (
         (statistics.stage_ms(before, after, models), into.ensemble_steps_ms),
         (statistics.around_ms(before, after, models), into.around_steps_ms),
     ):
         for model, milliseconds in spent.items():
             times.setdefault(model, []).append(milliseconds)
-    check_answer(case, answer)
+    check_answer(asked.case, {**closed_answer(), **answer})
     return answer
 
 
-def _take_raw(raw: RawPipeline, case: LoadCase, scan: bytes, into: Measured) -> Answer:
-    answer, steps_ms = raw.run(case, scan)
+def _is_run(step: Step, outputs: Sequence[Tensor]) -> bool:
+    return step.stage == 0 or not {tensor.name for tensor in outputs}.isdisjoint(step.output_map.values())
+
+
+def _take_raw(raw: RawPipeline, asked: Asked, scan: bytes, into: Measured) -> Answer:
+    answer, steps_ms = raw.run(asked.case, scan, asked.outputs)
     into.raw_ms.append(sum(steps_ms.values()))
     for model, milliseconds in steps_ms.items():
         into.raw_steps_ms.setdefault(model, []).append(milliseconds)
-    check_answer(case, answer)
+    check_answer(asked.case, {**closed_answer(), **answer})
     return answer
 
 
@@ -174,7 +202,9 @@ def sections(result: Latency) -> list[str]:
             ("case", "ensemble p50", "ensemble p95", "raw p50", "raw p95", "ensemble / raw, p50", "more than raw, ms"),
             [(name, *_case_cells(measured)) for name, measured in result.cases.items()],
         ),
-        "Raw: local preprocessing and the sum of the ONNX Runtime sessions, same graphs, in one process.",
+        "Raw: local preprocessing and the sum of the ONNX Runtime sessions, same graphs, in one process. Both make "
+        "what `serving.client` asks for, of an X-ray the diagnosis alone; xray_all is an X-ray of which every output "
+        "is asked, so that five networks run for closed gates.",
         "### Per step, ms, median: ensemble (the server's own count) | raw",
         table(
             ("step", *result.cases),

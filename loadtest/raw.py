@@ -18,7 +18,7 @@ from loadtest.cases import LoadCase
 from loadtest.wire import Answer
 from serving.arithmetic import exact
 from serving.errors import RepositoryError
-from serving.pipeline import GATES, IMAGE, PREPROCESS, REPORT_OUTPUTS, STEPS, Step
+from serving.pipeline import GATES, IMAGE, PREPROCESS, REPORT_OUTPUTS, STEPS, Step, Tensor
 from serving.preprocessing import prepare
 from serving.repository import ONNX_NAME, versions
 
@@ -69,20 +69,25 @@ class RawPipeline:
             for step in NETWORKS
         }
 
-    def run(self, case: LoadCase, scan: bytes) -> tuple[Answer, dict[str, float]]:
-        """Runs all steps on one scan.
+    def run(
+        self, case: LoadCase, scan: bytes, outputs: Sequence[Tensor] = REPORT_OUTPUTS
+    ) -> tuple[Answer, dict[str, float]]:
+        """Runs on one scan all steps that make `outputs`.
 
         Returns:
-            The outputs of a report, and each step's time in milliseconds.
+            These outputs, and each step's time in milliseconds.
         """
-        return self.run_batch(case, [scan])
+        return self.run_batch(case, [scan], outputs)
 
-    def run_batch(self, case: LoadCase, scans: Sequence[bytes]) -> tuple[Answer, dict[str, float]]:
-        """Runs all steps on several scans, each network on all of them at once.
+    def run_batch(
+        self, case: LoadCase, scans: Sequence[bytes], outputs: Sequence[Tensor] = REPORT_OUTPUTS
+    ) -> tuple[Answer, dict[str, float]]:
+        """The same for several scans, each network on all of them at once.
 
         Returns:
-            The outputs of a report with a row for each scan, and each step's time in milliseconds.
+            The outputs with a row for each scan, and each step's time in milliseconds.
         """
+        wanted = {tensor.name for tensor in outputs}
         started = time.perf_counter()
         prepared = [prepare(scan, case.modality, list(case.thresholds.values())) for scan in scans]
         tensors: dict[str, np.ndarray[Any, Any]] = {
@@ -91,10 +96,12 @@ class RawPipeline:
         }
         times = {PREPROCESS.model: (time.perf_counter() - started) * 1000}
         for step in NETWORKS:
+            if wanted.isdisjoint(step.output_map.values()):
+                continue
             started = time.perf_counter()
             tensors |= self._run_step(step, tensors)
             times[step.model] = (time.perf_counter() - started) * 1000
-        return {tensor.name: tensors[tensor.name] for tensor in REPORT_OUTPUTS}, times
+        return {tensor.name: tensors[tensor.name] for tensor in outputs}, times
 
     def _run_step(self, step: Step, tensors: Answer) -> dict[str, np.ndarray[Any, Any]]:
         feeds = {name: tensors[source] for name, source in step.input_map.items()}
