@@ -20,6 +20,7 @@ from pydicom.valuerep import validate_value
 from serving.archives import Blob
 from serving.dicom_headers import PER_FRAME, inflated, read_dicom
 from serving.dicom_planes import Plane, frame_view
+from serving.errors import UnreadableScan
 from serving.limits import MAX_FILE_BYTES, fence
 
 PATIENT: Final = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
@@ -60,14 +61,17 @@ def header_of(blob: Blob) -> pydicom.Dataset:
 
 
 def no_references(planes: tuple[Plane, ...]) -> str | None:
-    """Why no DICOM object can refer to these images, if so.
+    """Why no DICOM object can refer to these images, if so: also since what their header says of them is damaged.
 
     Raises:
-        ScanError: If the first of them can no longer be read.
+        ScanError: If the first of them is not there any more.
     """
     if not planes:
         return "expected DICOM images, which such an object belongs to, got another format"
-    header = header_of(planes[0].blob)
+    try:
+        header = header_of(planes[0].blob)
+    except UnreadableScan as error:
+        return f"expected DICOM images with a whole header, got others: {error}"
     missing = [keyword for keyword in _UIDS if not _is_uid(header.get(keyword))]
     if not missing and not all(_is_uid(plane.sop_uid) for plane in planes):
         missing = ["SOPInstanceUID"]

@@ -26,6 +26,7 @@ from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES
 from serving.phantom import chest_xray, dicom_bytes
 from serving.studies import open_volume
 from serving.volumes import Volume
+from tests.hostile.mutations import mutant
 from tests.serving.dicom_files import edited
 from tests.serving.export_cases import ct_report, marks, streams_of, study_case, study_report, xray_report
 from tests.serving.volume_files import (
@@ -438,3 +439,13 @@ def test_files_of_several_frames_each_are_refused() -> None:
     case = study_case(open_volume(zipped([enhanced(axial()), enhanced(above)])))
     with pytest.raises(CanNotExport, match="got 2 files of several frames"):
         segmentation(case)
+
+
+def test_a_damaged_header_is_why_there_is_no_object_and_takes_no_other_file_with_it(tmp_path: Path) -> None:
+    # A radiograph that can be read, with an element that can not: found by uploads of damaged files.
+    case = Case.of_scan(mutant(90_283)[1], xray_report((64, 64)))
+    assert {"json", "csv", "pdf"} <= {*possible(case)}
+    assert not {"seg", "sr"} & {*possible(case)}
+    with pytest.raises(CanNotExport, match="expected DICOM images with a whole header, got others: expected a whole"):
+        write(case, ["sr"], tmp_path, "case")
+    assert not [*tmp_path.iterdir()]
