@@ -7,7 +7,7 @@ both. One request at a time: this measures latency; `loadtest.knee` and `loadtes
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,9 @@ from loadtest.raw import RawPipeline, served_parameters, served_version, session
 from loadtest.wire import REQUEST_TIMEOUT_S, Answer, check_answer, connect, infer
 from serving import statistics
 from serving.errors import RequestError
-from serving.pipeline import REPORT_OUTPUTS, STEPS, Step, Tensor
+from serving.pipeline import REPORT_OUTPUTS, STEPS, Tensor
 from serving.tritonserver import TritonServer
-from serving.wire import wanted_outputs
+from serving.wire import models_behind, wanted_outputs
 
 WARM_UP_ROUNDS: Final = 2
 """Not counted: first calls allocate arenas and fault weights in."""
@@ -164,7 +164,7 @@ def _take_ensemble(client: Any, asked: Asked, scan: bytes, into: Measured) -> An
     into.ensemble_ms.append((time.perf_counter() - started) * 1000)
     time.sleep(_SETTLE_S)
     after = statistics.read(client, REQUEST_TIMEOUT_S)
-    models = [step.model for step in STEPS if _is_run(step, asked.outputs)]
+    models = models_behind(asked.outputs)
     for spent, times in (
         (statistics.stage_ms(before, after, models), into.ensemble_steps_ms),
         (statistics.around_ms(before, after, models), into.around_steps_ms),
@@ -173,10 +173,6 @@ def _take_ensemble(client: Any, asked: Asked, scan: bytes, into: Measured) -> An
             times.setdefault(model, []).append(milliseconds)
     check_answer(asked.case, {**closed_answer(), **answer})
     return answer
-
-
-def _is_run(step: Step, outputs: Sequence[Tensor]) -> bool:
-    return step.stage == 0 or not {tensor.name for tensor in outputs}.isdisjoint(step.output_map.values())
 
 
 def _take_raw(raw: RawPipeline, asked: Asked, scan: bytes, into: Measured) -> Answer:

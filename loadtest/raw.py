@@ -21,6 +21,7 @@ from serving.errors import RepositoryError
 from serving.pipeline import GATES, IMAGE, PREPROCESS, REPORT_OUTPUTS, STEPS, Step, Tensor
 from serving.preprocessing import prepare
 from serving.repository import ONNX_NAME, versions
+from serving.wire import models_behind
 
 NETWORKS: Final = tuple(step for step in STEPS if step.backend == "onnxruntime")
 
@@ -87,7 +88,7 @@ class RawPipeline:
         Returns:
             The outputs with a row for each scan, and each step's time in milliseconds.
         """
-        wanted = {tensor.name for tensor in outputs}
+        asked = models_behind(outputs)
         started = time.perf_counter()
         prepared = [prepare(scan, case.modality, list(case.thresholds.values())) for scan in scans]
         tensors: dict[str, np.ndarray[Any, Any]] = {
@@ -96,7 +97,7 @@ class RawPipeline:
         }
         times = {PREPROCESS.model: (time.perf_counter() - started) * 1000}
         for step in NETWORKS:
-            if wanted.isdisjoint(step.output_map.values()):
+            if step.model not in asked:
                 continue
             started = time.perf_counter()
             tensors |= self._run_step(step, tensors)

@@ -96,7 +96,12 @@ def wanted_outputs(modality: Modality, *, explain: bool = False) -> tuple[pipeli
 
 def asked_models(modality: Modality) -> tuple[str, ...]:
     """The models that `wanted_outputs` make Triton run, in the order of the pipeline."""
-    wanted = {output.name for output in wanted_outputs(modality)}
+    return models_behind(wanted_outputs(modality))
+
+
+def models_behind(outputs: Iterable[pipeline.Tensor]) -> tuple[str, ...]:
+    """The models that Triton runs for outputs of the ensemble, in the order of the pipeline."""
+    wanted = {output.name for output in outputs}
     return tuple(
         step.model for step in pipeline.STEPS if step.stage == 0 or not wanted.isdisjoint(step.output_map.values())
     )
