@@ -23,6 +23,8 @@ RESEARCH_ONLY: Final = "Research use only, not a medical device."
 EXIT_SOME_FAILED: Final = 1
 EXIT_REFUSED: Final = 2
 
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
 out: Final = Console()
 err: Final = Console(stderr=True)
 
@@ -60,11 +62,11 @@ def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and SIGINT end the block as its own end would; those that follow do not disturb the cleaning up."""
 
     def stop(number: int, frame: object) -> NoReturn:
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in _STOPPING:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.signal(each, stop) for each in _STOPPING}
     try:
         yield
     except KeyboardInterrupt:
@@ -72,6 +74,20 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def unstoppable() -> Iterator[None]:
+    """What belongs together is done whole: SIGTERM and SIGINT wait until the block ends."""
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _STOPPING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager

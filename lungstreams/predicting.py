@@ -11,7 +11,7 @@ from typing import Final
 
 from lungstreams.cases import CaseResult, failed_case
 from lungstreams.cluster import Cluster
-from lungstreams.console import EXIT_SOME_FAILED, complain, fail, out, stopped_by_signals
+from lungstreams.console import EXIT_SOME_FAILED, complain, fail, out, stopped_by_signals, unstoppable
 from lungstreams.ledger import LINES_NAME, TABLE_NAME, Ledger, fingerprint
 from lungstreams.masks import MaskFolder
 from lungstreams.progress import Bars
@@ -181,12 +181,14 @@ class _Run:
         with Bars(len(listing.sources)) as bars:
             for _, cases in self._cases(listing.sources, masks, bars, at_once=1):
                 bars.done()
+                self._count(cases)
                 self._write(cases, bars, in_short=False)
         return EXIT_SOME_FAILED if self._outcomes[True] else 0
 
     def batch(self, listing: Listing) -> int:
         unread = [failed_case(str(error.filename), error) for error in listing.unread]
         with Bars(len(listing.sources)) as bars:
+            self._count(unread)
             self._write(unread, bars, in_short=True)
             try:
                 earlier = self._batch(listing, bars)
@@ -222,11 +224,14 @@ class _Run:
 
     def _read(self, sources: Iterable[Source], masks: MaskFolder | None, ledger: Ledger | None, bars: Bars) -> None:
         for source, cases in self._cases(sources, masks, bars, at_once=pipeline.MAX_BATCH_SIZE):
-            if ledger is not None:
-                try:
-                    ledger.add(source, cases)
-                except OSError as error:
-                    fail(f"--out: {ledger.folder} can not be written: {error.strerror or error}")
+            # A line without its row, or one that is not counted, would be no whole case.
+            with unstoppable():
+                if ledger is not None:
+                    try:
+                        ledger.add(source, cases)
+                    except OSError as error:
+                        fail(f"--out: {ledger.folder} can not be written: {error.strerror or error}")
+                self._count(cases)
             bars.done()
             self._write(cases, bars, in_short=True)
 
@@ -238,8 +243,10 @@ class _Run:
             return self._cluster.read(sources, masks, in_order=at_once == 1)
         return Reader(self._client, self._ask, masks, in_flight=at_once, slices=bars.slices).read(sources)
 
-    def _write(self, cases: Sequence[CaseResult], bars: Bars, *, in_short: bool) -> None:
+    def _count(self, cases: Sequence[CaseResult]) -> None:
         self._outcomes.update(case.failed for case in cases)
+
+    def _write(self, cases: Sequence[CaseResult], bars: Bars, *, in_short: bool) -> None:
         with bars.above():
             for case in cases:
                 if self._output.as_json:

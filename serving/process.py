@@ -154,6 +154,30 @@ def instance_of(command: Sequence[str]) -> str | None:
     return command[-2] if len(command) > 2 and Path(command[0]).name == STUB else None
 
 
+def instances_of(server: int) -> frozenset[str]:
+    """Names of a server's model instances whose backend process runs, as in ``preprocess_0_1``.
+
+    Not their process ids: a new version of a model brings processes of its own, and ends the old ones.
+    """
+    running = (child for child in children_of(server) if not is_stopped(child))
+    names = (instance_of(command_of(child)) for child in running)
+    return frozenset(name for name in names if name is not None)
+
+
+def processor_s(group: int) -> float:
+    """Processor time that the living processes of a group have taken, in seconds."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        # "17 (a name (of any kind)) S 1 17 ...", see proc(5)
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
     """Stop a process of `spawn` and all of its group: politely, then for good.
 

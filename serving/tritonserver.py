@@ -28,10 +28,8 @@ from typing import Final, Literal, get_args
 from serving.backends.onnxruntime.request_log import JsonLines
 from serving.errors import ServerStartError
 from serving.process import (
-    children_of,
-    command_of,
     end,
-    instance_of,
+    instances_of,
     is_stopped,
     last_word,
     make_work_folder,
@@ -41,6 +39,7 @@ from serving.process import (
     sweep,
 )
 from serving.repository import CONFIG_NAME, DEFAULT_REPOSITORY
+from serving.startup import STARTS, DisturbedStart, StartWatch
 from serving.tls import ServerTls
 from serving.triton_arguments import EXIT_TIMEOUT_S, LOOPBACK, arguments
 from serving.triton_wheel import find_wheel, lay_out_backends, stub_environment
@@ -174,19 +173,21 @@ class TritonServer:
         Triton 24.10 does not start it again: what needs it fails from then on, and the server says that it is ready.
         One that is continued after Triton has missed it brings Triton down.
         """
-        if not self.is_alive() or self._instances() >= self._backends:
+        if not self.is_alive() or instances_of(self.pid) >= self._backends:
             return False
         # Not if all of them were stopped, and are continued one after the other. And backends whose server has just
         # ended are nobody's children, too.
         return (
-            runs_below(self.pid, os.getpid()) and not is_stopped(self.pid) and not self._instances() >= self._backends
+            runs_below(self.pid, os.getpid())
+            and not is_stopped(self.pid)
+            and not instances_of(self.pid) >= self._backends
         )
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> TritonServer:
-        """Start the server and wait until every model is ready.
+        """Start the server and wait until every model is ready; again, if a start was disturbed (`serving.startup`).
 
         Args:
-            timeout_s: Longest wait, in seconds.
+            timeout_s: Longest wait for all of it, in seconds.
 
         Returns:
             This server.
@@ -209,14 +210,21 @@ class TritonServer:
         sweep()
         self.config = _with_free_ports(self.config)
         environment = stub_environment(wheel, self.config.threads, self.config.accelerator, self.config.request_log)
-        try:
-            work = self._lay_out(wheel, environment)
-            self._process = spawn(arguments(self.config, wheel, work), environment, self.log_path)
-            self._wait_until_ready(timeout_s)
-            self._backends = self._instances()
-        except BaseException:
-            self.stop()
-            raise
+        deadline_s = time.monotonic() + timeout_s
+        for starts_left in reversed(range(STARTS)):
+            try:
+                work = self._lay_out(wheel, environment)
+                self._process = spawn(arguments(self.config, wheel, work), environment, self.log_path)
+                self._backends = self._wait_until_ready(timeout_s, deadline_s)
+            except DisturbedStart:
+                self.stop(grace_s=0)
+                if not starts_left:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+            else:
+                break
         return self
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
@@ -236,15 +244,6 @@ class TritonServer:
         """Wait until the process ends by itself; returns its exit status."""
         return self._running().wait()
 
-    def _instances(self) -> frozenset[str]:
-        """Names of the model instances whose backend process runs, as in ``preprocess_0_1``.
-
-        Not their process ids: a new version of a model brings processes of its own, and ends the old ones.
-        """
-        running = (child for child in children_of(self.pid) if not is_stopped(child))
-        names = (instance_of(command_of(child)) for child in running)
-        return frozenset(name for name in names if name is not None)
-
     def _lay_out(self, wheel: Path, environment: dict[str, str]) -> Path:
         try:
             self._work = make_work_folder()
@@ -262,13 +261,15 @@ class TritonServer:
             raise ServerStartError("expected a started server, got one that was not started")
         return self._process
 
-    def _wait_until_ready(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if not self.is_alive():
-                raise ServerStartError(f"Triton ended while starting: {last_word(self.log_path)}")
+    def _wait_until_ready(self, timeout_s: float, deadline_s: float) -> frozenset[str]:
+        process = self._running()
+        watch = StartWatch(process.pid, self.log_path)
+        while time.monotonic() < deadline_s:
+            if (status := process.poll()) is not None:
+                raise watch.ended(status)
             if self.is_ready():
-                return
+                return watch.ready()
+            watch.look()
             time.sleep(0.1)
         raise ServerStartError(
             f"expected Triton to be ready within {timeout_s:g} s; its last word: {last_word(self.log_path)}"

@@ -37,7 +37,7 @@ def as_batches(size: int) -> list[list[bytes]]:
 def test_results_keep_the_order_of_the_scans_when_answers_do_not(
     client: Any, toy_triton: TritonServer, batch: int
 ) -> None:
-    counting = CountingClient(client, first_held_s=0.5)
+    counting = CountingClient(client, first_held=True)
     with Flight(counting) as flight:
         rows = [row for rows in flight.in_order(CASE, as_batches(batch), 3, reduce) for row in rows]
     assert counting.order[0] != 0
@@ -57,7 +57,7 @@ def test_no_more_are_under_way_than_was_asked_for_and_no_fewer(toy_triton: Trito
             yield batch
 
     # Behind a slow line, all that may be sent is sent before the first answer comes.
-    with DelayLine(parse_address(toy_triton.grpc_url), 0.2) as line:
+    with DelayLine(parse_address(toy_triton.grpc_url), 0.5) as line:
         client = connect(line.url)
         counting = CountingClient(client)
         taken = 0
@@ -71,7 +71,7 @@ def test_no_more_are_under_way_than_was_asked_for_and_no_fewer(toy_triton: Trito
 
 
 def test_leaving_waits_for_what_was_sent_and_an_error_comes_out(client: Any) -> None:
-    counting = CountingClient(client, first_held_s=0.3)
+    counting = CountingClient(client, first_held=True)
     batches = [[CASE.scans()[0]], [b"no scan"], [CASE.scans()[1]], [CASE.scans()[2]]]
 
     def all_of_them() -> None:

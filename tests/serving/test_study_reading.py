@@ -288,8 +288,8 @@ def test_memory_does_not_grow_with_the_study(client: PipelineClient) -> None:
             tracemalloc.stop()
 
     peak(4)
-    # Unpacked, masks of 16 more slices would be 4 MiB.
-    assert peak(24) - peak(8) < 2**20
+    # Packed, masks of 32 more slices are 1 MiB; unpacked, they would be 8. How many answers wait at the peak is chance.
+    assert peak(40) - peak(8) < 2**22
 
 
 def test_what_may_be_no_study_of_the_chest_is_said_first(client: PipelineClient) -> None:
