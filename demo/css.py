@@ -48,6 +48,8 @@ CSS: Final = """
 .ls-banner, .ls-alert { border: 1px solid var(--error-border-color); border-left-width: 4px; border-radius: 8px;
   background: var(--error-background-fill); color: var(--error-text-color); padding: 12px 16px; font-size: 14px;
   line-height: 1.5; overflow-wrap: anywhere; }
+.ls-upload { position: fixed; z-index: 50; left: 16px; right: 16px; bottom: 16px; max-width: 560px; margin: 0 auto;
+  box-shadow: 0 4px 24px rgb(0 0 0 / 0.25); }
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
 .ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: var(--ls-note-ink);
   background: var(--ls-note); border: 1px solid var(--ls-note-line); }

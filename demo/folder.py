@@ -6,6 +6,7 @@ import csv
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -69,9 +70,9 @@ def read_folder(
         url: ``host:port`` of Triton's gRPC endpoint.
         paths: The files.
         thresholds: By name.
-        stop: Ends it after the file that it is at.
+        stop: Ends it after the files that are under way.
         tls: For a Triton that speaks TLS.
-        ended: Called with what came of each file.
+        ended: Called with what came of each file that was sent, also where nobody waits for its row any more.
 
     Raises:
         ServerError: If the server can not be asked at all.
@@ -81,21 +82,28 @@ def read_folder(
     studies = sorted(set(range(len(paths))) - set(scans))
     with PipelineClient(url, tls=tls, drain_in_background=True) as client:
         client.check()
-        outcomes = client.predict_many((_bytes(paths[i]) for i in scans), thresholds=thresholds)
-        for i, outcome in zip(scans, outcomes, strict=False):
-            said = _of_file(paths[i], outcome)
-            ended(said)
-            yield Row.of(i + 1, paths[i].name, said)
+        # Fewer outcomes than scans where it is stopped.
+        outcomes = zip(scans, client.predict_many(_until(stop, paths, scans), thresholds=thresholds), strict=False)
+        try:
+            for i, outcome in outcomes:
+                said = _of_file(paths[i], outcome)
+                ended(said)
+                yield Row.of(i + 1, paths[i].name, said)
+        except GeneratorExit:
+            # Nobody looks any more. What is under way is read all the same, and so is a case.
+            stop.set()
+            with suppress(LungstreamsError):
+                for i, outcome in outcomes:
+                    ended(_of_file(paths[i], outcome))
+            raise
+        for i in studies:
             if stop.is_set():
                 return
-        for i in studies:
             study = _study(client, paths[i], thresholds, stop)
             ended(study)
             if isinstance(study, StudyReport) and not study.complete:
                 return
             yield Row.of(i + 1, paths[i].name, study)
-            if stop.is_set():
-                return
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -201,6 +209,13 @@ def _of_file(path: Path, outcome: Outcome) -> Outcome:
         error.request_id = outcome.request_id
         return error
     return outcome
+
+
+def _until(stop: threading.Event, paths: Sequence[Path], scans: Sequence[int]) -> Iterator[bytes]:
+    for i in scans:
+        if stop.is_set():
+            return
+        yield _bytes(paths[i])
 
 
 def _bytes(path: Path) -> bytes:

@@ -83,6 +83,28 @@ SCRIPT: Final = """<script>
     body.append(...[...body.rows].sort(order));
   };
 
+  // Gradio says "Error" of an upload that failed, and not why. 507 is `demo.guard.FullDisk`, whose text is for people.
+  const say = (text) => {
+    document.querySelector(".ls-upload")?.remove();
+    if (!text) return;
+    const note = document.createElement("div");
+    note.className = "ls-alert ls-upload";
+    note.setAttribute("role", "alert");
+    const title = document.createElement("strong");
+    title.textContent = "The file could not be kept";
+    const words = document.createElement("p");
+    words.textContent = text;
+    note.append(title, words);
+    document.querySelector(".gradio-container").append(note);
+  };
+  const asked = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await asked(...request);
+    const to = new URL(request[0]?.url ?? request[0], document.baseURI);
+    if (to.pathname.endsWith("/upload")) say(answer.status === 507 ? await answer.clone().text() : "");
+    return answer;
+  };
+
   document.addEventListener("click", (event) => {
     const jump = event.target.closest("[data-slice]");
     if (jump) go(Number(jump.dataset.slice));

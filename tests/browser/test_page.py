@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from demo import guard
 from demo.panels import RESEARCH_USE
 from serving import phantom
 from serving.labels import DIAGNOSES, STREAMS
@@ -162,6 +163,18 @@ def test_a_file_that_is_no_scan_gets_a_message_and_takes_the_old_result_away(toy
     expect(toy_page.locator("body")).not_to_contain_text("Traceback")
     expect(toy_page.locator("#diagnosis .ls-row")).to_have_count(0)
     expect(toy_page.locator("#overlay img")).to_have_count(0)
+
+
+def test_an_upload_that_finds_no_room_is_told_so_until_one_does(toy_page: Page) -> None:
+    # What the server says then is tests/faults/test_full_disk.py's.
+    full = re.compile(r"/gradio_api/upload")
+    toy_page.route(full, lambda route: route.fulfill(status=507, content_type="text/plain", body=guard.NO_ROOM))
+    upload(toy_page, "slice.png", ct_png())
+    alert = toy_page.get_by_role("alert").filter(has_text="The file could not be kept")
+    expect(alert).to_contain_text(guard.NO_ROOM)
+    toy_page.unroute(full)
+    upload(toy_page, "slice.png", ct_png())
+    expect(alert).to_have_count(0)
 
 
 def test_the_page_asks_nobody_else_for_anything(browser: Browser, toy_page_url: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,26 @@ def test_scans_and_studies_and_what_is_neither(tmp_path: Path, toy_triton: Trito
 
 
 @pytest.mark.triton
-def test_stopping_ends_after_the_file_that_it_is_at(tmp_path: Path, toy_triton: TritonServer) -> None:
+def test_stopping_ends_after_the_files_that_are_under_way(tmp_path: Path, toy_triton: TritonServer) -> None:
     path = tmp_path / "slice.png"
     path.write_bytes(phantom.png_bytes(phantom.ct_slice(size_px=128).pixels))
     stop = threading.Event()
-    rows = folder.read_folder(toy_triton.grpc_url, [path] * 5, {}, stop)
+    ended: list[folder.Outcome] = []
+    rows = folder.read_folder(toy_triton.grpc_url, [path] * 50, {}, stop, ended=ended.append)
     next(rows)
     stop.set()
-    assert list(rows) == []
+    assert 0 < len(list(rows)) < 20
+    assert len({outcome.request_id for outcome in ended}) == len(ended) < 20
+
+
+@pytest.mark.triton
+def test_whoever_leaves_has_cases_that_were_read_all_the_same(tmp_path: Path, toy_triton: TritonServer) -> None:
+    path = tmp_path / "slice.png"
+    path.write_bytes(phantom.png_bytes(phantom.ct_slice(size_px=128).pixels))
+    ended: list[folder.Outcome] = []
+    rows = folder.read_folder(toy_triton.grpc_url, [path] * 50, {}, threading.Event(), ended=ended.append)
+    next(rows)
+    assert isinstance(rows, Generator)
+    rows.close()
+    assert 1 < len(ended) < 20
+    assert not any(isinstance(outcome, Exception) for outcome in ended)
