@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serving.repository import DEFAULT_REPOSITORY, check
 from serving.tritonserver import ServerConfig, TritonServer
+from tests import reliability
 from tests.toy_models import write_toy_repository
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Marks that belong to helpers of the tests, and not to the project."""
     config.addinivalue_line("markers", "reliability: counts for docs/reliability.md, see tests/reliability.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Tells the rows of docs/reliability.md how their test ended."""
+    report = yield
+    if call.when == "call":
+        reliability.ended(failed=report.failed)
+    return report
 
 
 @pytest.fixture(scope="session")

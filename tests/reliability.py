@@ -9,7 +9,8 @@ A test counts, asserts, and records a row::
         record(tally.row("What was done to it", group="Faults", peak_bytes=...))
 
 `make reliability` runs the tests with that mark, and then `python -m tests.reliability`, which writes the document from
-the rows that are there. A row replaces the one of the same group and name, so that a single test can be run again.
+the rows that are there. A row replaces the one of the same group and name, so that a single test can be run again. One
+whose test failed says so (tests/conftest.py). What the short form counts, as in `make test`, is kept elsewhere.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import os
 import re
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 ROWS: Final = ROOT / "reports" / "reliability"
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
+
+SHORT_ROWS: Final = ROOT / "reports" / "reliability-short"
 
 IS_LONG: Final = os.environ.get("LUNGSTREAMS_LONG_TESTS") == "1"
 """`make reliability` says so: tests send as much as they promise, and not only what the suite has time for."""
@@ -35,7 +38,8 @@ _HEAD: Final = """# Reliability
 Written by the tests themselves (`make reliability`): every row is what a test counted while it ran, and each of these
 tests fails if anything was lost or wrong. *Refused* is an error that says what was expected and what came, or that the
 server is busy; *lost* is no answer at all, a crash among them; *wrong* is an answer that belongs to another request.
-Memory is the highest that the test saw (of what, its row says); times are of one run and are no promise.
+Memory is the highest that the test saw (of what, its row says); times are of one run and are no promise. A test that
+failed for another reason, as for time or memory beyond its limit, is marked as **failed**.
 """
 _COLUMNS: Final = ("what", "requests", "answered", "refused", "lost", "wrong", "peak memory", "slowest")
 
@@ -54,6 +58,8 @@ class Row:
         wrong: How many got an answer that is not theirs, or an error that does not say what is the matter.
         peak_bytes: Highest memory seen; None if none was measured.
         slowest_s: The longest that one of them took, in seconds; None if none was measured.
+        failed: Whether its test failed, for whatever reason.
+        note: What else there is to say, and is another each time.
 
     Raises:
         ValueError: If the parts do not sum up to the requests.
@@ -68,6 +74,8 @@ class Row:
     wrong: int
     peak_bytes: int | None = None
     slowest_s: float | None = None
+    failed: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         parts = self.answered, self.refused, self.lost, self.wrong
@@ -118,14 +126,32 @@ class Tally:
                 self.slowest_s = max(self.slowest_s or 0.0, seconds)
 
 
-def record(row: Row, rows: Path = ROWS) -> Row:
-    """Keep a row for the document, in place of an earlier one of the same name; returns it, to be asserted on."""
+_of_this_test: list[tuple[Row, Path]] = []
+
+
+def record(row: Row, rows: Path | None = None) -> Row:
+    """Keep a row for the document, in place of an earlier one of the same name; returns it, to be asserted on.
+
+    Args:
+        row: What was counted.
+        rows: Where it is kept; by default `ROWS`, and `SHORT_ROWS` for the short form.
+    """
+    rows = rows or (ROWS if IS_LONG else SHORT_ROWS)
+    _of_this_test.append((row, rows))
     rows.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: tests may run side by side.
     partial = rows / f".{row.file_name}.{os.getpid()}"
     partial.write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf-8")
     partial.replace(rows / row.file_name)
     return row
+
+
+def ended(*, failed: bool) -> None:
+    """Marks the rows that were recorded since the last call, if their test failed."""
+    kept = _of_this_test.copy()
+    for row, rows in kept if failed else ():
+        record(replace(row, failed=True), rows)
+    _of_this_test.clear()
 
 
 def recorded(rows: Path = ROWS) -> list[Row]:
@@ -145,7 +171,12 @@ def document(rows: Iterable[Row]) -> str:
         memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f} MiB"
         slowest = "" if row.slowest_s is None else f"{row.slowest_s:.2f} s"
         counts = (row.requests, row.answered, row.refused, row.lost, row.wrong)
-        cells = (row.what, *(f"{count:,}" for count in counts), memory, slowest)
+        cells = (
+            f"{row.what}{' **failed**' if row.failed else ''}",
+            *(f"{count:,}" for count in counts),
+            memory,
+            slowest,
+        )
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 

@@ -12,7 +12,7 @@ import time
 from tests.hostile.bombs import BOMBS
 from tests.hostile.judge import MAX_CPU_S, MAX_PEAK_BYTES, Judge
 from tests.hostile.workers import outcomes
-from tests.reliability import record
+from tests.reliability import ROWS, record
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         started_s, judge = time.monotonic(), Judge()
         for name, outcome in outcomes(names, options.workers):
             judge.take(name, outcome)
-        row = record(judge.row(what))
+        row = record(judge.row(what), ROWS)
         _say(f"{row} in {time.monotonic() - started_s:.0f} s", *judge.faults)
         failed += len(judge.faults)
     _say(f"limits: {MAX_CPU_S:g} s of processor time, {MAX_PEAK_BYTES:,} bytes a file; {failed} file(s) not borne")

@@ -12,7 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from serving.archives import ZIP_MAGICS
 from serving.limits import MAX_FILE_BYTES
+from serving.nifti import GZIP_MAGIC, HEAD_BYTES, is_nifti
 from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
 from tests.hostile.bombs import BOMBS
@@ -25,33 +27,47 @@ MUTATIONS = 500 if IS_LONG else 12
 SHORT_BYTES = 2**20
 # One in six; all of them go through what reads files in test_reading.py.
 FEW_BOMBS = frozenset(list(BOMBS)[::6])
+STUDIES = (".zip", ".nii", ".gz")
+"""They go to the tab for volumes."""
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 # In a process of its own, as the page is: Gradio's client leaves its event loop to the garbage collector.
-UPLOAD = """
+UPLOAD = f"""
 import json, sys, time
 from pathlib import Path
 from gradio_client import Client, handle_file
+
+STUDIES = {STUDIES!r}
 
 client = Client(sys.argv[1], verbose=False)
 for path in map(Path, json.loads(sys.stdin.read())):
     started_s = time.perf_counter()
     try:
-        said = client.predict(handle_file(path), "auto", 0.45, 0, 0, 0, 0, api_name="/read")
-        shown = [one.get("value") if isinstance(one, dict) else one for one in said]
-        says = {"alert": next((one for one in shown if isinstance(one, str) and 'class="ls-alert"' in one), "")}
+        if path.suffix in STUDIES:
+            said = client.predict([handle_file(path)], 0, 0, 0, 0, 0, api_name="/predict_volume")
+            says = {{"alert": said["error"]["message"] if "error" in said else ""}}
+        else:
+            said = client.predict(handle_file(path), "auto", 0.45, 0, 0, 0, 0, api_name="/read")
+            shown = [one.get("value") if isinstance(one, dict) else one for one in said]
+            says = {{"alert": next((one for one in shown if isinstance(one, str) and 'class="ls-alert"' in one), "")}}
     except Exception as error:
-        says = {"failed": f"{type(error).__name__}: {error}"}
+        says = {{"failed": f"{{type(error).__name__}}: {{error}}"}}
     print(json.dumps([path.name, time.perf_counter() - started_s, says]), flush=True)
 """
 
 
 def suffix_of(data: bytes) -> str:
+    if data.startswith(ZIP_MAGICS):
+        return ".zip"
+    if data.startswith(GZIP_MAGIC):
+        return ".nii.gz"
+    if is_nifti(data[:HEAD_BYTES]):
+        return ".nii"
     return next((suffix for magic, suffix in SUFFIXES.items() if data.startswith(magic)), ".dcm")
 
 
 def is_sent(name: str, data: bytes) -> bool:
-    # Gradio itself refuses what is larger, before it is all there.
+    # An empty file, Gradio's own client does not send. What is too large is test_upload_limits.py's.
     if not 0 < len(data) <= MAX_FILE_BYTES:
         return False
     return IS_LONG or (len(data) < SHORT_BYTES and name in FEW_BOMBS)
@@ -105,3 +121,4 @@ def test_hostile_uploads_get_a_result_or_a_message(
     assert row.requests == len(paths)
     assert row.answered
     assert row.refused
+    assert {path.suffix for path in paths} >= set(STUDIES)

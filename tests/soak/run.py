@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
 from serving.client import PipelineClient
 from tests.hostile.mutations import mutant
-from tests.reliability import Row, Tally, record
+from tests.reliability import ROWS, Row, Tally, record
 from tests.soak import answers, callers
 from tests.soak.callers import Books
 from tests.soak.faults import Faults, schedule
@@ -98,14 +98,16 @@ class Outcome:
         what = f"{self.seconds / 60:.2g} minutes of load, faults and damaged files (memory: of Triton with its stubs)"
         counts = (sum(getattr(row, name) for row in rows) for name in ("requests", "answered", "refused", "lost"))
         slowest_s = max((row.slowest_s for row in rows if row.slowest_s is not None), default=None)
-        return Row("Soak", what, *counts, sum(row.wrong for row in rows), self.peak_bytes, slowest_s)
+        grown = [f"{name} grew by {most.grown_bytes / 1e6:+.1f} MB" for name, most in self._most() if most is not None]
+        note = ", ".join([f"{sum(self.faults.values())} faults", *grown])
+        wrong = sum(row.wrong for row in rows)
+        return Row("Soak", what, *counts, wrong, self.peak_bytes, slowest_s, note=note)
 
     def problems(self) -> list[str]:
         """What is not as promised, a line each."""
         row = self.row()
         found = [f"{count} {name}" for name, count in (("lost", row.lost), ("wrong", row.wrong)) if count]
-        for name, lives in (("Triton with its stubs", self.server), ("lungstreams serve", self.keeper)):
-            most = largest(lives)
+        for name, most in self._most():
             if most is not None and not most.is_borne:
                 found.append(f"{name} grew by more than {MAX_GROWTH_BYTES / 1e6:g} MB: {most}")
             if most is None and self.is_whole and self.seconds >= LONG_S:
@@ -117,6 +119,10 @@ class Outcome:
         if self.exit_status != 0:
             found.append(f"expected that lungstreams serve exits with 0, got {self.exit_status}")
         return found
+
+    def _most(self) -> list[tuple[str, Growth | None]]:
+        """The largest growth within one life, by whose it is."""
+        return [("Triton with its stubs", largest(self.server)), ("lungstreams serve", largest(self.keeper))]
 
     def table(self) -> str:
         """What was, for people."""
@@ -225,7 +231,7 @@ def main() -> int:
     plan = Plan(options.minutes * 60, options.seed, serve, options.readers, not options.no_bombs, options.scans)
     outcome = run(plan, stop)
     if outcome.is_whole:
-        record(outcome.row())
+        record(replace(outcome.row(), failed=bool(outcome.problems())), ROWS)
     sys.stdout.write(f"{outcome.table()}\n")
     return int(bool(outcome.problems()))
 
