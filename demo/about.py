@@ -21,6 +21,7 @@ from serving.labels import MANIFESTATIONS
 from serving.repository import DEFAULT_REPOSITORY, PROVENANCE_NAME
 
 RESULTS: Final = Path(__file__).resolve().parents[1] / "docs" / "results.json"
+PLAUSIBILITY: Final = RESULTS.with_name("plausibility.json")
 
 EXAMPLE: Final = """\
 from gradio_client import Client, handle_file
@@ -87,8 +88,28 @@ def _what() -> str:
         '<p class="ls-text">The weights were trained within hours on two CPU cores, on a few thousand public scans of '
         "which some are non-commercial. Knowing the hospital that a scan is from tells COVID-19 about as well as the "
         "network does, so do not expect the figures to hold elsewhere. Masks find most of a lesion's bulk and miss its "
-        "edges. Lungs are found by a threshold and not by a network. Anything that is no chest scan gets an answer, "
-        "too.</p></section>"
+        "edges. Lungs are found by a threshold and not by a network.</p>"
+        f'<p class="ls-text">{_flagged(_plausibility())}</p></section>'
+    )
+
+
+def _flagged(measured: Mapping[str, Any] | None) -> str:
+    """How well what is no chest scan is told, in two sentences.
+
+    Args:
+        measured: As `train.plausibility` wrote it; None if it is not there.
+    """
+    said = "What does not look like a chest scan is flagged before its answer, and is answered all the same"
+    if measured is None:
+        return f"{said}. How well it is told is in docs/plausibility.json, which is not installed with this page."
+    short = measured["kinds_left_out_in_short"]
+    alarms = [source["share"] for source in measured["false_alarms_of_sources_left_out"].values()]
+    missed = 1 - measured["kinds_left_out"]["MR"]["auto"]["share"], 1 - measured["turned"]["ct, flipped"]["share"]
+    return (
+        f"{said}: of {short['kinds']} kinds of other pictures, many of them drawn and each left out of the fit, "
+        f"{100 * short['mean_share_flagged']:.0f} % were flagged on average, and so were {100 * min(alarms):.0f} to "
+        f"{100 * max(alarms):.1f} % of the chest scans of a source that was left out. It misses "
+        f"{100 * missed[0]:.0f} % of MR images and {100 * missed[1]:.0f} % of CT slices that are upside down."
     )
 
 
@@ -180,6 +201,10 @@ def _table(label: str, titles: Sequence[str], rows: str) -> str:
 
 def _results() -> Mapping[str, Any] | None:
     return _json(RESULTS) if RESULTS.is_file() else None
+
+
+def _plausibility() -> Mapping[str, Any] | None:
+    return _json(PLAUSIBILITY) if PLAUSIBILITY.is_file() else None
 
 
 def _provenances() -> dict[str, Any]:

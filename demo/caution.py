@@ -7,6 +7,7 @@ from typing import Final
 
 from serving.labels import DIAGNOSES, Modality
 from serving.results import CaseReport
+from serving.study_report import StudyReport
 
 # Of docs/results.md, in per cent; a test holds them against docs/results.json.
 ACCURACY: Final[dict[Modality, int]] = {"xray": 82, "ct": 82}
@@ -19,8 +20,8 @@ WORST_MANIFESTATION_CALIBRATION_ERROR: Final = 14
 _SCANS: Final[dict[Modality, str]] = {"xray": "X-rays", "ct": "CT slices"}
 
 
-def doubts(report: CaseReport) -> str:
-    """What stands above the diagnosis of what may be no chest scan; empty for a plausible one."""
+def doubts(report: CaseReport | StudyReport) -> str:
+    """What stands above the diagnosis of what may be no chest scan or study; empty for a plausible one."""
     if not report.doubts:
         return ""
     reasons = "".join(f"<p>{escape(sentence)}</p>" for sentence in report.doubts)
@@ -30,9 +31,12 @@ def doubts(report: CaseReport) -> str:
     )
 
 
-def meaning(report: CaseReport) -> str:
+def meaning(report: CaseReport | StudyReport) -> str:
     """What probabilities, thresholds and *not run* mean, and how far they hold."""
-    texts = [*_of_the_diagnosis(report.modality), *(_of_the_gates() if report.modality == "ct" else ()), _LIMITS]
+    if isinstance(report, StudyReport):
+        texts = [*_of_a_study(), _LIMITS]
+    else:
+        texts = [*_of_the_diagnosis(report.modality), *(_of_the_gates() if report.modality == "ct" else ()), _LIMITS]
     terms = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in texts)
     return (
         f'<details class="ls-card ls-meaning"><summary>What do these numbers mean?</summary><dl>{terms}</dl></details>'
@@ -63,11 +67,7 @@ def _of_the_gates() -> tuple[tuple[str, str], ...]:
             "Manifestations do not exclude each other, so each has its own score: how likely it is somewhere in this "
             f"slice. These are up to {WORST_MANIFESTATION_CALIBRATION_ERROR} points off on average.",
         ),
-        (
-            "Threshold (the tick on a bar)",
-            "From it on the next network is asked to mark what was found. At 0.50 that is when presence is likelier "
-            "than absence. Lower it to miss less and mark more that is nothing; 0 always asks. It changes no score.",
-        ),
+        _THRESHOLD,
         ("Not run", "The score was below the threshold, so nobody looked. It does not mean that nothing is there."),
         (
             "Area",
@@ -76,6 +76,47 @@ def _of_the_gates() -> tuple[tuple[str, str], ...]:
     )
 
 
+def _of_a_study() -> tuple[tuple[str, str], ...]:
+    return (
+        (
+            f"{len(DIAGNOSES)} scores, 100 % in all",
+            f"The network reads slices, and shares 100 % of each among {len(DIAGNOSES)} answers. Shown is "
+            "the mean over the slices with enough lung, in which a small finding in a few slices nearly vanishes: "
+            "the curves below the picture show it.",
+        ),
+        (
+            "70 %",
+            f"The mean of what slices got, not a chance of 70 in 100: of a single slice a score is "
+            f"{CALIBRATION_ERROR['ct']} points off on average, and of whole studies nobody has measured how often it "
+            f"comes true. Of single slices the highest score was right in {ACCURACY['ct']} of 100 that it was not "
+            f"trained on; always giving the commonest answer would have been in {COMMONEST_ANSWER['ct']}.",
+        ),
+        (
+            "A manifestation's score",
+            "The highest of any slice with enough lung, and which one that is. The more slices there are, the likelier "
+            "is a high one by chance alone: look at that slice. Of a single slice these are up to "
+            f"{WORST_MANIFESTATION_CALIBRATION_ERROR} points off on average.",
+        ),
+        _THRESHOLD,
+        (
+            "Not run",
+            "In no slice did the score before it reach its threshold, so nobody looked. It does not mean that nothing "
+            "is there.",
+        ),
+        (
+            "Burden",
+            "What is marked in the slices with enough lung, as a part of the lung of that side; fluid lies beside the "
+            "lung and is given in relation to it. Lungs are found by a threshold and not by a network. Marks are rough "
+            "at the edges, and miss small spots.",
+        ),
+    )
+
+
+_THRESHOLD: Final = (
+    "Threshold (the tick on a bar)",
+    "From it on the next network is asked to mark what was found. At 0.50 that is when presence is likelier than "
+    "absence. Lower it to miss less and mark more that is nothing; 0 always asks. It changes no score.",
+)
 _LIMITS: Final = (
     "How far this holds",
     "For scans from the few public sources that it was trained on. In part the networks tell hospitals and ages apart "

@@ -210,6 +210,10 @@ CSS: Final = """
 .ls-cases .ls-number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .ls-cases .ls-filename { overflow-wrap: anywhere; min-width: 120px; }
 .gradio-container .ls-cases .ls-bad td { color: var(--error-text-color); }
+.gradio-container .ls-cases td p { margin: 4px 0 0; max-width: 320px; font-size: 13px; color: var(--body-text-color); }
+.gradio-container .ls-cases .ls-doubtful td:nth-child(3) { border-left: 10px solid #e0a92e; padding-left: 10px;
+  background: var(--ls-note); color: var(--ls-note-ink); }
+.gradio-container .ls-cases .ls-doubtful p, .gradio-container .ls-cases .ls-doubtful strong { color: inherit; }
 
 /* About */
 .ls-about { display: grid; grid-template-columns: minmax(0, 1fr); }

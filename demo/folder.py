@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.panels import error_json
+from demo.rows import sentence
 from serving.archives import ZIP_MAGICS
 from serving.client import PipelineClient
 from serving.errors import GeometryError, InferenceFailed, LungstreamsError, RequestError, ScanError, ScanTooLarge
@@ -101,7 +102,7 @@ def read_folder(
                 return
             study = _study(client, paths[i], thresholds, stop)
             ended(study)
-            if isinstance(study, StudyReport) and not study.complete:
+            if stop.is_set() and isinstance(study, StudyReport) and not study.complete:
                 return
             yield Row.of(i + 1, paths[i].name, study)
 
@@ -128,7 +129,10 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def columns() -> list[str]:
-    """The names of the columns, in their order. Probabilities and areas are in `[0, 1]`, empty where not computed."""
+    """The names of the columns, in their order. Probabilities and areas are in `[0, 1]`, empty where not computed.
+
+    What comes to be known of a case later is appended: scripts may count columns.
+    """
     areas = [f"area_{stream}" for stream in STREAM_NAMES]
     return [
         "number",
@@ -140,6 +144,8 @@ def columns() -> list[str]:
         "error",
         "message",
         "request_id",
+        "doubts",
+        "problems",
     ]
 
 
@@ -149,6 +155,7 @@ def _record(row: Row) -> dict[str, Cell]:
         return {**record, "error": row.said["error"]["type"], "message": row.said["error"]["message"]}
     areas = {f"area_{stream}": area for stream, area in row.said["area_fraction"].items()}
     modality = "ct study" if "shape" in row.said else row.said["modality"]
+    record |= {"doubts": " ".join(row.said["doubts"]), "problems": "; ".join(_problems(row.said))}
     return {**record, "modality": modality, **row.said["diagnosis"], **row.said["manifestations"], **areas}
 
 
@@ -165,13 +172,30 @@ def _row(row: Row) -> str:
     top = max(DIAGNOSES, key=lambda label: float(row.said["diagnosis"][label.name]))
     scores = [row.said["diagnosis"][DIAGNOSES[0].name], *(row.said["manifestations"][m] for m in MANIFESTATION_NAMES)]
     cells = "".join(_cell(score) for score in scores)
-    return f"<tr>{name}<td>{_what(row.said)}</td><td>{top.title}</td>{cells}</tr>"
+    doubtful = ' class="ls-doubtful"' if row.said["doubts"] else ""
+    return f"<tr{doubtful}>{name}<td>{_what(row.said)}{_warnings(row.said)}</td><td>{top.title}</td>{cells}</tr>"
 
 
 def _what(said: Mapping[str, Any]) -> str:
     if "shape" in said:
         return f"CT study, {said['shape'][0]:,} slices"
     return "CT slice" if said["modality"] == "ct" else "X-ray"
+
+
+def _warnings(said: Mapping[str, Any]) -> str:
+    """What to know before the scores that follow; the longest list of problems is in the CSV."""
+    first, *more = _problems(said) or ("",)
+    problem = f"{first} (and {len(more):,} more, see the CSV)" if more else first
+    doubts = "".join(f"<p><strong>Doubtful:</strong> {escape(doubt)}</p>" for doubt in said["doubts"])
+    return doubts + (f"<p>{sentence(problem)}</p>" if problem else "")
+
+
+def _problems(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a study, what matters most first; a scan has none."""
+    if "shape" not in said:
+        return ()
+    read, of = len(said["slices"]), said["shape"][0]
+    return (*(() if said["complete"] else (f"incomplete: {read:,} of {of:,} slices were read",)), *said["problems"])
 
 
 def _cell(score: float | None) -> str:

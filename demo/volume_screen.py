@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo import panels, study_panels
+from demo import caution, panels, study_panels
 from demo.axis_plot import axis_plot
 from demo.downloads import Downloads
 from demo.examples import Example, example_button
@@ -61,6 +61,7 @@ class VolumeScreen:
 
     def _lay_out_result(self) -> None:
         self.alert = html(elem_id="volume-alert", visible=False)
+        self.doubts = html(elem_id="volume-doubts", visible=False)
         self.problems = html(elem_id="volume-problems", visible=False)
         with gr.Row(elem_classes="ls-reading"):
             with gr.Column(elem_classes="ls-viewer"):
@@ -75,6 +76,7 @@ class VolumeScreen:
                 self.diagnosis = html(study_panels.intro(), elem_id="volume-diagnosis")
                 self.manifestations = html(elem_id="volume-manifestations", visible=False)
                 self.burden = html(elem_id="burden", visible=False)
+                self.meaning = html(elem_id="volume-meaning", visible=False)
                 self.downloads = Downloads("volume-", self.site, self._case_of)
                 self.how = html(elem_id="volume-how", visible=False)
         self.key = gr.State(None, time_to_live=self.site.kept_s, delete_callback=self.shelf.drop)
@@ -86,16 +88,17 @@ class VolumeScreen:
     @property
     def outputs(self) -> list[Any]:
         """All that a reading may fill."""
-        seen = [self.alert, self.problems, self.film, self.slice, self.words, self.plot]
-        said = [self.diagnosis, self.manifestations, self.burden, self.how]
+        seen = [self.alert, self.doubts, self.problems, self.film, self.slice, self.words, self.plot]
+        said = [self.diagnosis, self.manifestations, self.burden, self.meaning, self.how]
         asked = [self.files, self.series, self.cancel, self.progress, self.key]
         return [*asked, *seen, *said, *self.layers.outputs, *self.downloads.outputs]
 
     def emptied(self, alert: str = "") -> Updates:
         """No result, and perhaps why."""
-        hidden = [self.problems, self.progress, self.words, self.plot, self.manifestations, self.burden, self.how]
+        first = [self.doubts, self.problems, self.progress]
+        said = [self.words, self.plot, self.manifestations, self.burden, self.meaning, self.how]
         return {
-            **dict.fromkeys(hidden, shown("")),
+            **dict.fromkeys([*first, *said], shown("")),
             self.alert: shown(alert),
             self.key: None,
             self.cancel: gr.update(visible=False),
@@ -135,6 +138,7 @@ class VolumeScreen:
         return {
             self.key: key,
             self.alert: shown(""),
+            self.doubts: shown(caution.doubts(report)),
             self.problems: shown(study_panels.problems(report)),
             self.progress: shown(""),
             self.cancel: gr.update(visible=False),
@@ -145,6 +149,7 @@ class VolumeScreen:
             self.diagnosis: study_panels.diagnosis(report),
             self.manifestations: shown(study_panels.manifestations(report)),
             self.burden: shown(study_panels.burden(report)),
+            self.meaning: shown(caution.meaning(report)),
             self.how: shown(study_panels.how(report)),
             **dict(zip(self.layers.outputs, layers, strict=True)),
             **dict(zip(self.downloads.outputs, downloads, strict=True)),

@@ -17,7 +17,10 @@ from serving.study_report import StudyReport
 EXPLANATION: Final = "explanation"
 """Key of the picture of what speaks for the answer; there when it was asked for, None for a study."""
 _AT_THE_TOP: Final = frozenset(
-    {"modality", "diagnosis", "manifestations", "area_fraction", "status", "models", "latency_ms", "request_id"}
+    (
+        *("modality", "diagnosis", "manifestations", "area_fraction", "status"),
+        *("models", "latency_ms", "request_id", "doubts"),
+    )
 )
 DOUBTED: Final = "What follows is not to be trusted."
 
@@ -59,7 +62,7 @@ class CaseResult:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why it may be no chest scan. None of a study: slices above and below the lungs belong to it."""
+        """Why it may be no chest scan, or no study of the chest."""
         return tuple(self.data.get("doubts", ()))
 
     @property
@@ -69,15 +72,18 @@ class CaseResult:
 
     @property
     def sentence(self) -> str:
-        """The case in one line for people."""
+        """The case in one line for people: what to doubt, what is missing, and only then what was said."""
         diagnosis = max(DIAGNOSES, key=lambda label: self.data["diagnosis"][label.name])
         said = [f"{diagnosis.title} {self.data['diagnosis'][diagnosis.name]:.0%}"]
         for label in MANIFESTATIONS:
             if (score := self.data["manifestations"][label.name]) is not None:
                 said.append(f"{label.title.lower()} {score:.0%}")
         said.extend(burden_words(burden_of(self.data)))
-        doubts = " ".join(self.doubts)
-        return f"{self.title}: {f'{doubts} {DOUBTED} ' if doubts else ''}{self.data['modality']}, {', '.join(said)}"
+        first = [*self.doubts, DOUBTED] if self.doubts else []
+        if "study" in self.data and not self.data["study"]["complete"]:
+            read, of = len(self.data["study"]["slices"]), self.data["study"]["shape"][0]
+            first.append(f"Incomplete: {read:,} of {of:,} slices were read.")
+        return " ".join([f"{self.title}:", *first, f"{self.data['modality']}, {', '.join(said)}"])
 
 
 def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) -> CaseResult:
@@ -91,8 +97,7 @@ def scan_case(name: str, report: CaseReport, masks: Mapping[str, str | None]) ->
     height, width = report.size_hw
     caption = f"{report.modality}, {width} x {height} pixels, {report.latency_ms:.0f} ms."
     everything = report.to_json()
-    more = {"doubts": everything["doubts"], "burden": everything["burden"]}
-    return CaseResult({**_top(name, everything, masks), **more}, caption)
+    return CaseResult({**_top(name, everything, masks), "burden": everything["burden"]}, caption)
 
 
 def study_case(
@@ -185,4 +190,5 @@ def _top(name: str, everything: Mapping[str, Any], masks: Mapping[str, str | Non
         "models": everything["models"],
         "latency_ms": round(everything["latency_ms"], 3),
         "request_id": everything["request_id"],
+        "doubts": everything["doubts"],
     }

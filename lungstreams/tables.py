@@ -42,7 +42,7 @@ def table_of(case: CaseResult) -> Table:
 
 
 def warning_of(case: CaseResult) -> Text:
-    """What a reader must see before the table of a case that may be no chest scan."""
+    """What a reader must see before the table of a case that may be no chest scan, or no study of the chest."""
     return Text(f"{' '.join(case.doubts)} {DOUBTED}", style="bold red")
 
 

@@ -38,7 +38,7 @@ from serving.volumes import Volume
 # Slices are packed for a socket on this machine or the next: speed counts, bytes hardly do.
 _PNG_LEVEL = 1
 _NAMED = 5
-_NOT_A_CHEST = "this may be no study of the chest, and what follows is not to be trusted"
+_NOT_A_CHEST = "this may be no study of the chest."
 
 _Sent = tuple[int, UInt8[np.ndarray, "h w"], Future[CaseReport]]
 """Which slice, its pixels as they were sent, and its report to come."""
@@ -128,7 +128,7 @@ class StudyReading:
         return StudyReport(
             shape=self.volume.shape,
             spacing_mm=self.volume.spacing_mm,
-            problems=(*self._doubts(), *self._gaps(), *self.volume.problems),
+            problems=(*self._gaps(), *self.volume.problems),
             slices=tuple(self._slices),
             masks={stream: mask.copy() if stream in self._ran else None for stream, mask in self._masks.items()},
             burden=self._burden(),
@@ -136,6 +136,7 @@ class StudyReading:
             models=dict(self._models),
             latency_ms=self._latency_ms,
             request_id=self.request_id,
+            doubts=self._doubts(),
         )
 
     def lungs_of(self, index: int) -> UInt8[np.ndarray, "h w"]:
@@ -194,7 +195,7 @@ class StudyReading:
 
     def _doubts(self) -> tuple[str, ...]:
         if not any(one.lung_px for one in self._slices):
-            return (f"no lung was found in any slice: {_NOT_A_CHEST}",)
+            return (f"No lung was found in any slice: {_NOT_A_CHEST}",)
         counted = {one.index for one in those_that_count(self._slices)}
         odd = len(counted & self._doubted)
         if 2 * odd <= len(counted):

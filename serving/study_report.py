@@ -80,8 +80,7 @@ class StudyReport:
     Attributes:
         shape: Slices, rows, columns of the volume.
         spacing_mm: As `serving.volumes.Volume.spacing_mm`.
-        problems: What whoever reads the study should know of it, in words that name nobody; first, whether it may be no
-            study of the chest.
+        problems: What whoever reads the study should know of it, in words that name nobody.
         slices: Of those that were read, in their order: all of them, unless the reading was stopped.
         masks: By stream, in axial order, at the slices' own size; None where the stream ran on no slice.
         burden: Of what was read; see above.
@@ -89,6 +88,8 @@ class StudyReport:
         models: Version of each model that was asked.
         latency_ms: From the first slice's leaving to the last answer's being there.
         request_id: As `CaseReport.request_id`: one for the study, which each of its slices bears.
+        doubts: Why it may be no study of the chest, as sentences for a reader; empty when it is one. Not the doubts of
+            its slices: those above and below the lungs belong to a study.
 
     Raises:
         ServerMismatch: If there is no slice, or names do not fit.
@@ -104,6 +105,7 @@ class StudyReport:
     models: Mapping[str, str]
     latency_ms: float
     request_id: str = ""
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.slices:
@@ -167,6 +169,7 @@ class StudyReport:
             "request_id": self.request_id,
             "shape": list(self.shape),
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "doubts": list(self.doubts),
             "problems": list(self.problems),
             "complete": self.complete,
             "slices_counted": [one.index for one in self.counted],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -45,7 +46,7 @@ SIDE = 72
 AFFINE = np.array([[0, 0, 0.7, 0], [0, 0.8, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
 CASE_KEYS = {
     *("file", "modality", "diagnosis", "manifestations", "masks", "area_fraction", "status", "models", "latency_ms"),
-    *("study", "request_id"),
+    *("study", "request_id", "doubts"),
 }
 CANARIES = (PATIENT, "Erika", PATIENT_ID, "19700101", "Canary")
 
@@ -87,7 +88,9 @@ def test_a_study_is_one_case_with_the_keys_of_a_scan_and_more(
 ) -> None:
     case, _, single = cases_of(run[0])
     assert set(case) == CASE_KEYS | {"exports"}
-    assert set(single) == CASE_KEYS - {"study"} | {"exports", "doubts", "burden"}
+    assert set(single) == CASE_KEYS - {"study"} | {"exports", "burden"}
+    assert case["doubts"] == []
+    assert "doubts" not in case["study"]
     assert tuple(case["diagnosis"]) == DIAGNOSIS_NAMES
     assert tuple(case["manifestations"]) == MANIFESTATION_NAMES
     assert set(case["status"].values()) == {"ran"}
@@ -206,6 +209,30 @@ def test_files_of_a_study_that_can_not_be_read_are_named_by_their_place(
     assert "file 2 of 5" in text
     assert said in text
     assert PATIENT not in done.stdout + table.stdout
+    (tmp_path / "in").mkdir()
+    study.rename(tmp_path / "in" / study.name)
+    in_short = lungstreams("predict", tmp_path / "in", "--url", toy_triton.grpc_url, *OPENED).stdout
+    assert ": Incomplete: 3 of 4 slices were read. ct, " in in_short
+
+
+def test_what_is_no_study_of_the_chest_is_flagged_before_its_scores(tmp_path: Path, toy_triton: TritonServer) -> None:
+    solid = np.full((SIDE, SIDE, 3), -1000, np.int16)
+    solid[10:-10, 20:-20] = 40
+    study = tmp_path / "in" / "solid.nii"
+    study.parent.mkdir()
+    study.write_bytes(nifti_bytes(solid, affine_ras((0, 1, 2), (-1, -1, 1), (0.8, 0.7, 5))))
+    said, url = "No lung was found in any slice: this may be no study of the chest.", toy_triton.grpc_url
+    shown = " ".join(lungstreams("predict", study, "--url", url).stdout.split())
+    assert f"{said} What follows is not to be trusted." in shown
+    assert shown.index("not to be trusted") < shown.index("COVID-19")
+    in_short = lungstreams("predict", study.parent, "--out", tmp_path / "out", "--url", url).stdout
+    assert in_short.startswith(f"{study}: {said} What follows is not to be trusted. ct, ")
+    (line,) = (json.loads(text) for text in (tmp_path / "out" / "cases.jsonl").read_text().splitlines())
+    assert line["doubts"] == [said]
+    assert not any("chest" in problem for problem in line["study"]["problems"])
+    with (tmp_path / "out" / "cases.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["doubts"], "chest" in row["problems"]) == (said, False)
 
 
 def test_frames_of_one_file_are_a_study(tmp_path: Path, toy_triton: TritonServer) -> None:

@@ -17,7 +17,7 @@ from serving.exports.about import SOFTWARE, software_version
 from serving.exports.case import Case
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
 from serving.pipeline import THRESHOLD_NAMES
-from serving.results import STATUS_NAMES, CaseReport
+from serving.results import STATUS_NAMES
 from serving.study_report import SliceReading, StudyReport
 
 Cell = str | int | float | None
@@ -108,8 +108,8 @@ def problems_of(case: Case) -> tuple[str, ...]:
 
 
 def doubts_of(case: Case) -> tuple[str, ...]:
-    """Why the scan may be no plausible chest scan, in words; none if nothing speaks against it."""
-    return case.report.doubts if isinstance(case.report, CaseReport) else ()
+    """Why it may be no plausible chest scan, or no study of the chest, in words; none if nothing speaks against it."""
+    return case.report.doubts
 
 
 def write_csv(case: Case, folder: Path, prefix: str) -> tuple[Path, ...]:

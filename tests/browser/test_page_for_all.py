@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, FileChooser, Page, expect
 
+from serving import phantom
 from serving.labels import DIAGNOSES
-from tests.browser.pages import DESKTOP, PHONE, open_page, open_tab
+from tests.browser.pages import DESKTOP, PHONE, open_page, open_tab, upload
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
@@ -57,6 +59,35 @@ def test_axe_finds_nothing_serious_and_nothing_is_cut_off(
                 expect(page.locator("#versions tbody tr")).to_have_count(7)
             assert violations(page) == [], f"{tab}, {scheme}"
             assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], tab
+
+
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")], ids=["phone-dark", "desktop-light"]
+)
+def test_what_is_no_chest_scan_is_flagged_above_its_diagnosis_for_everybody(
+    browser: Browser, toy_page_url: str, viewport: dict[str, int], scheme: str
+) -> None:
+    noise = phantom.png_bytes(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8))
+    with browser.new_context(viewport=viewport, color_scheme=scheme) as context:  # type: ignore[arg-type]
+        page = context.new_page()
+        open_page(page, toy_page_url)
+        expect(page.locator("#doubts")).to_have_count(0)
+        upload(page, "noise.png", noise)
+        expect(page.locator("#diagnosis .ls-row")).to_have_count(len(DIAGNOSES))
+        banner = page.locator("#doubts [role=alert]")
+        expect(banner).to_contain_text("This may not be a chest scan that can be read")
+        expect(banner).to_contain_text("does not look like a chest")
+        above, below = banner.bounding_box(), page.locator("#diagnosis").bounding_box()
+        assert above is not None
+        assert below is not None
+        assert above["y"] + above["height"] <= below["y"]
+        assert violations(page) == []
+        open_tab(page, "Folder")
+        page.locator("#files input[type=file]").set_input_files(
+            {"name": "noise.png", "mimeType": "application/octet-stream", "buffer": noise}
+        )
+        expect(page.locator("#cases .ls-doubtful")).to_contain_text("Doubtful:")
+        assert violations(page) == []
 
 
 def test_the_page_is_light_where_the_system_is_and_the_film_never(browser: Browser, toy_page_url: str) -> None:

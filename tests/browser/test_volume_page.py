@@ -8,11 +8,13 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
 from serving.tritonserver import TritonServer
 from tests.browser.pages import PATIENCE_MS, inferences_of, open_tab, study_zip
+from tests.serving.volume_files import affine_ras, nifti_bytes
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
@@ -92,6 +94,26 @@ def test_the_plot_jumps_to_a_slice_by_click_and_by_key(read: Page) -> None:
     expect(read.locator("#slice-words")).to_contain_text("Slice 2 of 6")
     read.locator("#volume-manifestations .ls-jump").first.click()
     expect(plot).to_have_attribute("aria-valuenow", slider.input_value())
+
+
+def test_what_is_no_study_of_the_chest_is_flagged_above_its_diagnosis_and_the_next_is_not(toy_page: Page) -> None:
+    solid = np.full((72, 72, 3), -1000, np.int16)
+    solid[10:-10, 20:-20] = 40
+    open_tab(toy_page, "Volume")
+    send(toy_page, nifti_bytes(solid, affine_ras((0, 1, 2), (-1, -1, 1), (0.8, 0.7, 5))))
+    banner = toy_page.locator("#volume-doubts [role=alert]")
+    expect(banner).to_contain_text("No lung was found in any slice")
+    expect(toy_page.locator("#volume-diagnosis .ls-row")).not_to_have_count(0)
+    above, below = banner.bounding_box(), toy_page.locator("#volume-diagnosis").bounding_box()
+    assert above is not None
+    assert below is not None
+    assert above["y"] + above["height"] <= below["y"]
+    toy_page.get_by_text("What do these numbers mean?").last.click()
+    expect(toy_page.locator("#volume-meaning")).to_contain_text("the mean over the slices with enough lung")
+    expect(toy_page.locator("#volume-meaning dd").first).to_be_visible()
+    toy_page.get_by_role("button", name="CT study, 24 slices").click()
+    expect(toy_page.locator("#volume-diagnosis")).to_contain_text("of 24 slices")
+    expect(banner).to_have_count(0)
 
 
 def test_stopping_shows_what_was_read_and_asks_for_nothing_more(toy_page: Page, toy_triton: TritonServer) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from demo import caution
 from serving.labels import MODALITIES, Modality
+from tests.demo.study_reports import reading
+from tests.demo.study_reports import report_of as study_of
 from tests.demo.test_app import report_of
 
 RESULTS = json.loads((Path(__file__).parents[2] / "docs" / "results.json").read_text("utf-8"))
@@ -33,6 +35,21 @@ def test_a_slice_explains_gates_and_an_xray_has_none() -> None:
     for html in (of_slice, of_xray):
         assert "<summary>What do these numbers mean?</summary>" in html
         assert "tell hospitals and ages apart" in html
+
+
+def test_a_study_has_its_own_doubts_and_its_own_meaning() -> None:
+    study = study_of([reading(0, 0.5)])
+    assert caution.doubts(study) == ""
+    assert "<p>No lung was found.</p>" in caution.doubts(replace(study, doubts=("No lung was found.",)))
+    html = caution.meaning(study)
+    for said in ("mean over the slices with enough lung", "highest of any slice", "the tick on a bar", "Burden"):
+        assert said in html
+    # A slice's area is no part of a study's result, and a mean of slices is no chance.
+    assert "<dt>Area</dt>" not in html
+    assert "about 70 in 100 should be" not in html
+    measured = RESULTS["recognition"]["ct"]["four_classes"]
+    assert f"is {round(100 * measured['ece'])} points off" in html
+    assert f"right in {round(100 * measured['accuracy'])} of 100" in html
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

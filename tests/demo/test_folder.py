@@ -4,8 +4,10 @@ import csv
 import io
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demo import folder
@@ -15,6 +17,9 @@ from serving.errors import ServerUnreachable, UnreadableScan
 from serving.phantom_volume import ct_volume, series_zip_bytes
 from serving.tritonserver import TritonServer
 from tests.demo.study_reports import reading, report_of
+from tests.demo.test_app import report_of as scan_report
+from tests.serving.test_study_reading import hu_of
+from tests.serving.volume_files import dicom_slice, file_of, zipped
 
 
 def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
@@ -47,6 +52,59 @@ def test_names_are_escaped_in_the_table_and_each_row_has_all_cells() -> None:
     assert "&lt;b&gt;.png" in html
     first, second = html.split("<tbody>")[1].split("</tr>")[:2]
     assert first.count("<td") == second.count("<td") == html.count("<th ")
+
+
+def test_a_doubtful_scan_says_so_before_its_highest_score() -> None:
+    noise = replace(scan_report("xray"), doubts=("This is <no> chest X-ray.",))
+    bad, fine = folder.table([Row.of(1, "noise.png", noise), Row.of(2, "b.png", scan_report("xray"))]).split("</tr>")[
+        1:3
+    ]
+    said = "<strong>Doubtful:</strong> This is &lt;no&gt; chest X-ray."
+    assert bad.index("X-ray") < bad.index(said) < bad.index("<td>Normal</td>")
+    assert bad.index('class="ls-doubtful"') < bad.index("noise.png")
+    assert "oubtful" not in fine
+    lines = list(csv.DictReader(folder.csv_text([Row.of(1, "a", noise), Row.of(2, "b", scan_report())]).splitlines()))
+    assert [(line["doubts"], line["problems"]) for line in lines] == [("This is <no> chest X-ray.", ""), ("", "")]
+
+
+def test_a_study_says_its_doubt_what_is_missing_and_its_problems() -> None:
+    gaps = ("slices <overlap>", "no volumes in ml")
+    study = replace(report_of([reading(0, 0.5)], count=9, problems=gaps), doubts=("No lung was found.",))
+    rows = [Row.of(1, "a", study), Row.of(2, "b", report_of([reading(0, 0.5)], problems=gaps))]
+    doubtful, noted = folder.table(rows).split("</tr>")[1:3]
+    where = [doubtful.index(text) for text in ("9 slices", "No lung was found.", "Incomplete: 1 of 9 slices were read")]
+    assert where == sorted(where)
+    assert where[-1] < doubtful.index("COVID-19</td>")
+    assert "(and 2 more, see the CSV)" in doubtful
+    assert "<p>Slices &lt;overlap&gt; (and 1 more, see the CSV)</p>" in noted
+    assert "oubtful" not in noted
+    first, second = csv.DictReader(folder.csv_text(rows).splitlines())
+    assert first["doubts"] == "No lung was found."
+    assert first["problems"] == "incomplete: 1 of 9 slices were read; slices <overlap>; no volumes in ml"
+    assert second["problems"] == "slices <overlap>; no volumes in ml"
+
+
+def test_columns_that_came_later_are_the_last() -> None:
+    assert folder.columns()[-5:] == ["error", "message", "request_id", "doubts", "problems"]
+
+
+@pytest.mark.triton
+def test_noise_is_doubted_and_a_study_with_a_broken_slice_is_a_row_that_stops_nothing(
+    tmp_path: Path, toy_triton: TritonServer
+) -> None:
+    hu = np.stack([hu_of(phantom.ct_slice(seed, 72).pixels) for seed in range(4)])
+    slices = [file_of(dicom_slice(plane, (0.0, 0.0, 5.0 * i))) for i, plane in enumerate(hu)]
+    slices[2] = slices[2][:-1000]
+    (tmp_path / "broken.zip").write_bytes(zipped(slices))
+    (tmp_path / "whole.zip").write_bytes(series_zip_bytes(ct_volume(1, 3, 64)))
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
+    (tmp_path / "noise.png").write_bytes(phantom.png_bytes(noise))
+    paths = [tmp_path / name for name in ("broken.zip", "whole.zip", "noise.png")]
+    rows = list(folder.read_folder(toy_triton.grpc_url, paths, {}, threading.Event()))
+    assert [row.name for row in rows] == ["noise.png", "broken.zip", "whole.zip"]
+    assert "does not look like a chest" in next(csv.DictReader(folder.csv_text(rows[:1]).splitlines()))["doubts"]
+    assert "Doubtful:" in folder.table(rows[:1])
+    assert "Incomplete: 3 of 4 slices were read" in folder.table(rows[1:2])
 
 
 def test_no_server_is_nobody_s_row(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class TestAnswers:
         assert whole.shape == (SLICES, SIDE, SIDE)
         assert whole.spacing_mm == pytest.approx((5.0, 0.7, 0.8))
         assert whole.problems == volume.problems
+        assert whole.doubts == ()
         assert whole.latency_ms > 0
 
     def test_masks_lie_on_their_slices(self, whole: StudyReport, volume: Volume) -> None:
@@ -292,16 +293,19 @@ def test_memory_does_not_grow_with_the_study(client: PipelineClient) -> None:
     assert peak(40) - peak(8) < 2**22
 
 
-def test_what_may_be_no_study_of_the_chest_is_said_first(client: PipelineClient) -> None:
+def test_what_may_be_no_study_of_the_chest_is_doubted(client: PipelineClient) -> None:
     affine = affine_ras((0, 1, 2), (1, -1, 1), (0.8, 0.7, 5.0))
     tissue = np.full((SIDE, SIDE, 3), -1000, np.int16)
     tissue[10:-10, 20:-20] = 40
-    said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
-    assert said[0].startswith("no lung was found in any slice: this may be no study of the chest")
+    (said,) = read_volume(client, open_volume(nifti_bytes(tissue, affine))).doubts
+    assert said == "No lung was found in any slice: this may be no study of the chest."
     # A box with as much air inside as lungs have.
     tissue[12:-12, 24:-24] = -850
-    said = read_volume(client, open_volume(nifti_bytes(tissue, affine))).problems
-    assert said[0].startswith("3 of 3 slices that show lung do not look like slices of a chest")
+    report = read_volume(client, open_volume(nifti_bytes(tissue, affine)))
+    (said,) = report.doubts
+    assert said.startswith("3 of 3 slices that show lung do not look like slices of a chest: this may be no study")
+    # Said once: what shows both does not say it twice.
+    assert not any("chest" in problem for problem in report.problems)
 
 
 def test_a_slice_that_can_not_be_read_is_left_out_and_said(client: PipelineClient) -> None:

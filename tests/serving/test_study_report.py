@@ -100,6 +100,8 @@ def test_it_is_json_without_masks() -> None:
     assert data["shape"] == [5, 60, 70]
     assert data["spacing_mm"] is None
     assert data["problems"] == ["a gap"]
+    assert data["doubts"] == []
+    assert report(reading(0, 10), doubts=("Why.",)).to_json()["doubts"] == ["Why."]
     assert data["complete"] is False
     assert data["slices_counted"] == [0]
     assert data["status"]["manifestations"] == "ran"
