@@ -49,7 +49,9 @@ CSS: Final = """
   background: var(--error-background-fill); color: var(--error-text-color); padding: 12px 16px; font-size: 14px;
   line-height: 1.5; overflow-wrap: anywhere; }
 .ls-upload { position: fixed; z-index: 50; left: 16px; right: 16px; bottom: 16px; max-width: 560px; margin: 0 auto;
-  box-shadow: 0 4px 24px rgb(0 0 0 / 0.25); }
+  padding-right: 52px; box-shadow: 0 4px 24px rgb(0 0 0 / 0.25); }
+.ls-upload button { position: absolute; top: 4px; right: 4px; width: 40px; height: 40px; font-size: 22px;
+  line-height: 1; color: inherit; background: none; border: 0; cursor: pointer; }
 .gradio-container :is(.ls-banner, .ls-alert) :is(code, strong, p) { color: inherit; }
 .ls-disclaimer { font-size: 14px; line-height: 1.4; padding: 9px 14px; border-radius: 8px; color: var(--ls-note-ink);
   background: var(--ls-note); border: 1px solid var(--ls-note-line); }
@@ -92,6 +94,8 @@ CSS: Final = """
 #overlay img { width: 100%; height: auto; max-height: min(62vh, 560px); object-fit: contain;
   background: var(--ls-film); }
 #overlay .image-container { background: var(--ls-film); }
+/* Else a small picture stays small, and lies at the top. */
+#overlay .image-frame { width: 100%; }
 .ls-controls .styler { gap: 0; background: var(--block-background-fill); }
 .ls-layers .wrap { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 8px; }
 .ls-layers label { gap: 0; }
@@ -193,8 +197,9 @@ CSS: Final = """
   vertical-align: top; font-weight: 400; }
 .gradio-container .ls-burden thead th { color: var(--body-text-color-subdued); font-size: 13px; }
 .gradio-container .ls-burden tr:last-child :is(th, td) { border-bottom: 0; }
-.ls-burden td b { display: block; font-weight: 700; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.ls-burden td span { font-size: 13px; color: var(--body-text-color-subdued); white-space: nowrap; }
+.ls-burden td { white-space: nowrap; }
+.ls-burden td b { display: block; font-weight: 700; font-variant-numeric: tabular-nums; }
+.ls-burden td span { font-size: 13px; color: var(--body-text-color-subdued); }
 .ls-burden th .ls-swatch { margin-right: 9px; vertical-align: -1px; }
 
 /* Many cases */
@@ -229,13 +234,14 @@ CSS: Final = """
   border: 1px solid var(--border-color-primary); }
 .gradio-container .ls-code code { color: var(--body-text-color); white-space: pre; overflow-wrap: normal; }
 .ls-meaning { padding: 0; font-size: 14px; line-height: 1.5; }
-.ls-meaning summary { padding: 12px 18px; font-weight: 700; cursor: pointer; }
+.gradio-container .ls-meaning summary { margin: 0; padding: 12px 18px; font-weight: 700; }
 .gradio-container .ls-meaning dl { margin: 0; padding: 0 18px 16px; }
 .gradio-container .ls-meaning dt { font-weight: 700; margin: 8px 0 2px; }
 .gradio-container .ls-meaning dd { margin: 0; color: var(--body-text-color-subdued); }
 
 /* Time and models */
 .ls-scroll { overflow-x: auto; }
+.gradio-container .ls-scroll + .ls-note { margin-top: 8px; }
 .gradio-container table.ls-models { width: 100%; border-collapse: collapse; font-size: 13px; line-height: 1.4;
   margin: 0; }
 .gradio-container .ls-models :is(th, td) { text-align: left; padding: 5px 12px 5px 0; border: 0;
@@ -248,15 +254,24 @@ CSS: Final = """
 .ls-time { display: inline-block; width: 44px; height: 5px; vertical-align: 2px; }
 .ls-time > b { display: block; height: 100%; min-width: 1px; border-radius: 3px; background: var(--ls-time); }
 
+@media (max-width: 1400px) {
+  table.ls-models th, table.ls-models td { padding-right: 8px; }
+  .ls-ms { min-width: 54px; }
+  .ls-time { width: 32px; }
+}
 @media (max-width: 1180px) { .ls-reading { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 860px) {
   .ls-bench { grid-template-columns: minmax(0, 1fr); }
   .ls-about > div { columns: 1; }
   .ls-tagline { font-size: 13px; }
   .ls-card { padding: 14px 14px 16px; }
+  .ls-meaning { padding: 0; }
   table.ls-models th, table.ls-models td { padding-right: 8px; }
   table.ls-models td:last-child { padding-right: 0; }
   table.ls-models code { font-size: 11px; }
+  table.ls-burden th, table.ls-burden td { padding-right: 8px; font-size: 13px; }
+  table.ls-burden td:last-child { padding-right: 0; }
+  .ls-burden th .ls-swatch { margin-right: 6px; }
   table.ls-models th:first-child, table.ls-models td:first-child, .ls-time { display: none; }
 }
 """.replace("@LAYERS@", _LAYERS)

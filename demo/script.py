@@ -83,7 +83,8 @@ SCRIPT: Final = """<script>
     body.append(...[...body.rows].sort(order));
   };
 
-  // Gradio says "Error" of an upload that failed, and not why. 507 is `demo.guard.FullDisk`, whose text is for people.
+  // What Gradio says of an upload that failed goes by itself after a few seconds, read or not; this stays until it is
+  // closed or a file is kept. 507 is `demo.guard.FullDisk`, whose text is for people.
   const say = (text) => {
     document.querySelector(".ls-upload")?.remove();
     if (!text) return;
@@ -94,7 +95,12 @@ SCRIPT: Final = """<script>
     title.textContent = "The file could not be kept";
     const words = document.createElement("p");
     words.textContent = text;
-    note.append(title, words);
+    const close = document.createElement("button");
+    close.type = "button";
+    close.setAttribute("aria-label", "Close");
+    close.textContent = "\u00d7";
+    close.addEventListener("click", () => say(""));
+    note.append(title, words, close);
     document.querySelector(".gradio-container").append(note);
   };
   const asked = window.fetch;

@@ -35,11 +35,14 @@ class Bars:
     @contextmanager
     def above(self) -> Iterator[None]:
         """Room for lines of other streams to the same terminal."""
+        # Bars of two lines would come back a line too high, over the last of what was written meanwhile.
+        self._show_study(False)
         self._hide()
         try:
             yield
         finally:
             self._show()
+            self._show_study(True)
 
     def done(self, cases: int = 1) -> None:
         """So many more cases are done, and the study is."""
@@ -53,6 +56,10 @@ class Bars:
         if self._study is None:
             self._study = self._progress.add_task("Slices", total=of)
         self._progress.update(self._study, total=of, completed=done)
+
+    def _show_study(self, visible: bool) -> None:
+        if self._study is not None:
+            self._progress.update(self._study, visible=visible)
 
     def _show(self) -> None:
         if err.is_interactive:

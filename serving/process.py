@@ -44,6 +44,16 @@ def make_work_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{WORK_PREFIX}{os.getpid()}-"))
 
 
+def close_regions(work: Path) -> None:
+    """Let nobody but their owner read a server's shared memory: what was sent to it last lies there.
+
+    Triton makes it readable by all, whatever the umask.
+    """
+    for region in SHM.glob(f"{work.name}*"):
+        with suppress(OSError):  # gone meanwhile
+            region.chmod(0o600)
+
+
 def remove_work_folder(work: Path) -> None:
     """Remove a server's work folder and its shared memory."""
     for region in SHM.glob(f"{work.name}*"):

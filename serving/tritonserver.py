@@ -28,6 +28,7 @@ from typing import Final, Literal, get_args
 from serving.backends.onnxruntime.request_log import JsonLines
 from serving.errors import ServerStartError
 from serving.process import (
+    close_regions,
     end,
     instances_of,
     is_stopped,
@@ -216,6 +217,7 @@ class TritonServer:
                 work = self._lay_out(wheel, environment)
                 self._process = spawn(arguments(self.config, wheel, work), environment, self.log_path)
                 self._backends = self._wait_until_ready(timeout_s, deadline_s)
+                close_regions(work)
             except DisturbedStart:
                 self.stop(grace_s=0)
                 if not starts_left:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from serving import phantom
 from serving.client import PipelineClient
 from serving.errors import RequestError
 from serving.labels import DIAGNOSIS_NAMES, MANIFESTATION_NAMES, STREAM_NAMES
+from serving.process import SHM, WORK_PREFIX
 from serving.studies import open_volume
 from serving.study_reading import read_volume
 from serving.tritonserver import TritonServer
@@ -275,8 +277,11 @@ def test_nothing_names_the_patient(studies: Path, tmp_path: Path, toy_triton: Tr
     broken.PixelData = broken.PixelData[:99]
     (secret / "broken.dcm").write_bytes(file_of(broken))
     given = ("-v", "predict", secret, "--out", tmp_path / "out", "--url", toy_triton.grpc_url, *OPENED)
-    done = lungstreams(*given)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = lungstreams(*given, TMPDIR=str(temporary))
     assert done.returncode == 1
+    assert list(temporary.rglob("*")) == []
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {"cases.jsonl", "cases.csv", "in.all.nii.gz", "two.zip.2.all.nii.gz"} < {path.name for path in written}
     listed = lungstreams("-v", "predict", secret, "--list-series")
@@ -288,3 +293,16 @@ def test_nothing_names_the_patient(studies: Path, tmp_path: Path, toy_triton: Tr
     said += toy_triton.config.request_log.read_bytes()
     for canary in CANARIES:
         assert canary.encode() not in said, canary
+
+
+def test_what_the_server_keeps_in_memory_of_a_patient_is_its_owners_alone(
+    tmp_path: Path, toy_triton: TritonServer
+) -> None:
+    (tmp_path / "slice.dcm").write_bytes(file_of(series(1, "1.2.9")[0]))
+    done = lungstreams("predict", tmp_path / "slice.dcm", "--url", toy_triton.grpc_url)
+    assert done.returncode == 0
+    regions = [path for path in SHM.glob(f"{WORK_PREFIX}*") if path.name.startswith(toy_triton.log_path.parent.name)]
+    # As docs/security.md says: the last scans are there as they came, with all that is in their headers.
+    assert any(PATIENT_ID.encode() in region.read_bytes() for region in regions)
+    assert {stat.filemode(region.stat().st_mode) for region in regions} == {"-rw-------"}
+    # That they go with the server is tests/serving/test_tritonserver.py's.

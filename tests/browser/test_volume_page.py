@@ -119,12 +119,16 @@ def test_what_is_no_study_of_the_chest_is_flagged_above_its_diagnosis_and_the_ne
 def test_stopping_shows_what_was_read_and_asks_for_nothing_more(toy_page: Page, toy_triton: TritonServer) -> None:
     open_tab(toy_page, "Volume")
     send(toy_page, study_zip(MANY))
+    progress = toy_page.locator("#volume-progress").get_by_role("progressbar", name=f" of {MANY}")
+    expect(progress).to_have_attribute("max", str(MANY))
+    expect(progress).to_have_attribute("value", re.compile(r"^[1-9]\d*$"))
     toy_page.get_by_role("button", name="Stop reading").click()
     expect(toy_page.locator("#volume-problems")).to_contain_text(
         re.compile(rf"Incomplete: \d+ of {MANY} slices were read")
     )
     expect(toy_page.locator("#burden table")).to_be_visible()
     expect(toy_page.get_by_role("button", name="Stop reading")).to_have_count(0)
+    expect(progress).to_have_count(0)
     said = toy_page.locator("#volume-problems").inner_text()
     assert int(re.search(r"(\d+) of", said)[1]) < MANY  # type: ignore[index]
     inferences = inferences_of(toy_triton)

@@ -25,6 +25,7 @@ from tests.serving.volume_files import dicom_slice, file_of, zipped
 pytestmark = [pytest.mark.triton]
 
 PATIENCE_S = 60
+KEPT_S = 4
 PATIENT = "Mustermann-Erika"
 AUDIT = "audit.jsonl"
 
@@ -47,6 +48,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("files")
     (place / "scan.png").write_bytes(phantom.png_bytes(phantom.ct_slice(size_px=128).pixels))
     (place / f"{PATIENT}.png").write_bytes((place / "scan.png").read_bytes())
+    hu = (phantom.ct_slice(size_px=128).pixels * (1500 / 255) - 1350).astype(np.int16)
+    whose = {"StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5", "SliceThickness": 2.5}
+    (place / f"{PATIENT}.dcm").write_bytes(file_of(dicom_slice(hu, (0, 0, 0), **whose)))
     (place / "study.zip").write_bytes(series_zip_bytes(ct_volume(1, 3, 64)))
     (place / "words.png").write_bytes(b"only words")
     return place
@@ -98,32 +102,51 @@ print(json.dumps([bad, none, "Highest score" in str(html), names]))
     assert names["/read"][:7] == ["path", "modality", "opacity", *gates]
 
 
-def test_what_was_uploaded_and_drawn_is_gone_after_the_time_that_the_page_states(
+def test_what_was_uploaded_drawn_and_taken_away_is_gone_after_the_time_that_the_page_states(
     toy_triton: TritonServer, files: Path, tmp_path: Path
 ) -> None:
+    # No client of Gradio's may press a button of the page: the export is asked for as its own script does.
     program = """
 import sys
+from pathlib import Path
+import httpx
 from gradio_client import Client, handle_file
-page = Client(sys.argv[1], verbose=False)
-page.predict(handle_file(sys.argv[2]), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
+url, folder, *scans = sys.argv[1:]
+page = Client(url, verbose=False)
+(button,) = [one["id"] for one in page.config["components"] if one["props"].get("elem_id") == "export-seg"]
+(number,) = [i for i, one in enumerate(page.config["dependencies"]) if [button, "click"] in one["targets"]]
+session = {"session_hash": page.session_hash}
+pressed = {**session, "fn_index": number, "trigger_id": button, "event_data": None, "data": [None]}
+for scan in scans:
+    page.predict(handle_file(scan), "ct", 0.45, 0, 0.5, 0.5, 0.5, api_name="/read")
+httpx.post(f"{url}/gradio_api/queue/join", json=pressed).raise_for_status()
+with httpx.stream("GET", f"{url}/gradio_api/queue/data", params=session, timeout=60) as answers:
+    next(line for line in answers.iter_lines() if '"process_completed"' in line)
+print(*(path.name for path in Path(folder).rglob("*")))
 """
     own = {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "cache")}
-    with served_page(toy_triton.grpc_url, environment=own, kept_s=1, sweep_s=1) as url:
-        run(program, files, url, f"{PATIENT}.png")
+    with served_page(toy_triton.grpc_url, environment=own, kept_s=KEPT_S, sweep_s=1) as url:
+        there: set[str] = set()
+        for _ in range(PATIENCE_S // KEPT_S):
+            there = set(run(program, files, url, str(tmp_path), f"{PATIENT}.png", f"{PATIENT}.dcm").split())
+            # On a busy machine the scan may be gone before its export is asked for, or has been made.
+            if there >= {f"{PATIENT}.dcm", "lungstreams.seg.dcm"}:
+                break
+        assert there >= {f"{PATIENT}.dcm", "lungstreams.seg.dcm"}
         deadline_s = time.monotonic() + PATIENCE_S
-        while (left := uploaded(tmp_path)) and time.monotonic() < deadline_s:
+        while (left := of_visitors(tmp_path)) and time.monotonic() < deadline_s:
             time.sleep(0.2)
         assert left == []
         # The drawn examples stay.
         assert list(tmp_path.rglob("phantom-ct.png"))
 
 
-def uploaded(folder: Path) -> list[str]:
-    """Files of visitors: uploads keep their names, and drawn scans are images of the cache."""
+def of_visitors(folder: Path) -> list[str]:
+    """Names of all files but those of the drawn examples, and empty ones: of each upload Gradio leaves one behind."""
     found = []
-    for path in (folder / "cache").rglob("*"):
+    for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
-            if path.is_file() and not path.name.startswith("phantom-") and path.suffix in (".png", ".zip"):
+            if path.is_file() and path.stat().st_size and not path.name.startswith("phantom-"):
                 found.append(path.name)
     return found
 
