@@ -64,7 +64,8 @@ _FULL: Final = ("maximum queue size", "timeout expired")
 # In gRPC's words, which differ by release: "Ssl handshake failed", "Tls handshake failed".
 _HANDSHAKE: Final = "handshake failed"
 _NO_ADDRESS: Final = ("errors resolving", "name resolution", "dns resolution")
-_LEAVING: Final = ("stopping", "exiting")
+# The last is what one that was told to end (SIGTERM) says of all calls: by its ports it is reached once it is ready.
+_LEAVING: Final = ("stopping", "exiting", "server not ready")
 # A backend process that ended: Triton never starts it again, `serving.supervision` does.
 _NO_BACKEND: Final = "is not healthy"
 _NOT_LOADED: Final = ("unknown model", "no available versions", "not ready", "not found", *_LEAVING)

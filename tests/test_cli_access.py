@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
+from demo import guard
 from serving import phantom
 from tests.certificates import Authority
 from tests.demo.page_process import free_port
@@ -54,6 +56,19 @@ def test_a_public_server_answers_those_whom_it_knows(
     stranger = lungstreams("predict", scan, "--url", url)
     assert stranger.returncode == 2
     assert "it may expect TLS" in only_line(stranger.stderr)
+
+
+@pytest.mark.triton
+def test_the_page_asks_a_server_that_speaks_tls(public: Serving, files: dict[str, list[object]]) -> None:
+    url = public.first_line.strip().replace("ready grpc=0.0.0.0", "localhost")
+    page = Serving("demo", "--url", url, "--port", free_port(), *files["client"])
+    try:
+        address = page.first_line.removeprefix("ready page=").strip().rstrip("/")
+        # 503 of a page that does not get through, which is an error here.
+        with urlopen(f"{address}{guard.READY_PATH}", timeout=60) as answer:
+            assert json.load(answer)["ready"] is True
+    finally:
+        page.kill()
 
 
 class TestServe:

@@ -24,6 +24,7 @@ from serving import phantom
 from serving.errors import RequestError
 from serving.tritonserver import TritonServer
 from tests.ray_cluster import TwoNodes, descendants, two_nodes
+from tests.reliability import Tally, record
 from tests.serving.volume_files import affine_ras, nifti_bytes
 from tests.test_cli import ALL_OPEN, COMMAND, lungstreams, only_line
 from tests.test_cli_batch import Batch, batch, count, eventually, lines_of, rows_of
@@ -34,6 +35,7 @@ __all__ = ["batch"]
 FILES = 160
 EVERY = 4
 """One in so many of the files can be read."""
+GROUP = "More machines"
 CANARY = "Canary"
 AS_XRAY = ("--json", "--modality=xray")
 """Whose steps form a chain: a client that is killed over them does not take Triton with it."""
@@ -67,6 +69,21 @@ def told(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: told(one) for key, one in value.items() if key not in ("latency_ms", "request_id", "resume")}
     return [told(one) for one in value] if isinstance(value, list) else value
+
+
+def counted(out: Path, many: Path) -> Tally:
+    """What became of the files of `many`, by the batch's record."""
+    tally = Tally()
+    lines = lines_of(out)
+    for path in many.iterdir():
+        found = [line for line in lines if line["file"] == str(path)]
+        if len(found) != 1:
+            (tally.mistake if found else tally.lose)()
+        elif "error" in found[0]:
+            tally.refuse()
+        else:
+            tally.answer()
+    return tally
 
 
 def once_each(out: Path, many: Path) -> None:
@@ -135,6 +152,7 @@ def test_a_cluster_says_and_writes_what_this_process_does(
 
 @pytest.mark.slow
 @pytest.mark.triton
+@pytest.mark.reliability
 @pytest.mark.long
 def test_workers_and_drivers_that_are_killed_lose_no_case_and_double_none(
     cluster: TwoNodes, toy_triton: TritonServer, many: Path, tmp_path: Path, batch: Callable[..., Batch]
@@ -146,6 +164,8 @@ def test_workers_and_drivers_that_are_killed_lose_no_case_and_double_none(
     assert eventually(lambda: len(cluster.busy()) > 0)
     cluster.busy()[0].kill()
     assert running.end()[0] == 1
+    row = record(counted(out, many).row("a batch on Ray, a worker of which is killed", group=GROUP))
+    assert (row.answered, row.refused) == (FILES // EVERY, FILES - FILES // EVERY)
     once_each(out, many)
     only_line(running.err.read_text())
 
@@ -157,6 +177,8 @@ def test_workers_and_drivers_that_are_killed_lose_no_case_and_double_none(
     resumed = batch("predict", many, "--out", out, *asked)
     assert resumed.end()[0] == 1
     assert f"done by an earlier run: {kept:,}" in only_line(resumed.err.read_text())
+    row = record(counted(out, many).row("a batch on Ray whose command is killed, and given again", group=GROUP))
+    assert (row.answered, row.refused) == (FILES // EVERY, FILES - FILES // EVERY)
     once_each(out, many)
 
 
@@ -179,6 +201,9 @@ def test_a_case_that_every_worker_dies_over_is_an_error(
     error = json.loads(running.out.read_text())["error"]
     assert error["type"] == "InferenceFailed"
     assert error["message"].startswith("expected a worker to read it, got 4 that died over it")
+    tally = Tally()
+    tally.refuse()
+    record(tally.row("a case on Ray that every worker dies over", group=GROUP))
 
 
 @pytest.mark.slow

@@ -17,12 +17,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
+
+import httpx
 
 START_TIMEOUT_S = 90.0
 _PROGRAM = """
 import json, sys
+exec(sys.argv[4], {})
 from pathlib import Path
 from demo.app import launch
 from demo.audit import Audit
@@ -41,7 +45,12 @@ def free_port() -> int:
 
 @contextmanager
 def served_page(
-    triton_url: str, *, environment: Mapping[str, str] | None = None, log: Path | None = None, **options: int | str
+    triton_url: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    setup: str = "",
+    **options: int | str,
 ) -> Iterator[str]:
     """Serve the page on a free port, and end it.
 
@@ -49,6 +58,7 @@ def served_page(
         triton_url: ``host:port`` of Triton's gRPC endpoint; need not answer.
         environment: Of its process, beside ours.
         log: Where what it says goes.
+        setup: Lines of Python that its process runs first, as to lower a limit.
         options: Of `demo.app.launch`; and ``audit_log``, the path of its audit log.
 
     Yields:
@@ -57,7 +67,7 @@ def served_page(
     port = free_port()
     own = {**os.environ, **(environment or {})}
     with log.open("w+b") if log else tempfile.TemporaryFile() as said:
-        command = [sys.executable, "-c", _PROGRAM, triton_url, str(port), json.dumps(options)]
+        command = [sys.executable, "-c", _PROGRAM, triton_url, str(port), json.dumps(options), setup]
         with subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=own) as process:
             try:
                 url = f"http://127.0.0.1:{port}"
@@ -83,3 +93,28 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
         except (URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
     return False
+
+
+def upload(page: str, data: bytes, name: str = "scan.png") -> httpx.Response:
+    """Send a file as a browser does; the answer is a list with the path that the page keeps it at."""
+    return httpx.post(f"{page}/gradio_api/upload", files={"files": (name, data)}, timeout=120)
+
+
+def send(page: str, path: str, modality: str) -> httpx.Response:
+    """Ask `/predict` for an uploaded scan with all gates open; the answer has an ``event_id``, for `said_of`."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    return httpx.post(f"{page}/gradio_api/call/predict", json={"data": [file, modality, 0, 0, 0, 0]}, timeout=120)
+
+
+def said_of(page: str, event_id: str) -> dict[str, Any]:
+    """What `/predict` says in the end."""
+    events = httpx.get(f"{page}/gradio_api/call/predict/{event_id}", timeout=120).text
+    kind, _, data = events.strip().split("\n\n")[-1].partition("\n")
+    assert kind == "event: complete", events
+    (said,) = json.loads(data.removeprefix("data: "))
+    return dict(said)
+
+
+def ask(page: str, path: str, modality: str) -> dict[str, Any]:
+    """`send` and `said_of`."""
+    return said_of(page, send(page, path, modality).raise_for_status().json()["event_id"])

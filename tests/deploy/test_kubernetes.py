@@ -108,17 +108,23 @@ def test_the_same_server_runs_as_in_the_compose_file(container: dict[str, Any], 
     assert compose["build"]["args"]["TRITON_IMAGE"].endswith(f":{KUSTOMIZATION['images'][0]['newTag']}-py3")
 
 
-def test_callers_need_a_certificate_and_nobody_makes_restricted_calls(container: dict[str, Any]) -> None:
+def test_callers_need_a_certificate(container: dict[str, Any]) -> None:
     arguments = container["args"]
     assert "--grpc-use-ssl-mutual=true" in arguments
     files = [a.partition("=")[2] for a in arguments if a.startswith(("--grpc-server", "--grpc-root"))]
     assert files == ["/tls/tls.crt", "/tls/tls.key", "/tls/ca.crt"]
     assert len(files) == len(ServerTls.__dataclass_fields__)
-    for option in ("--grpc-restricted-protocol", "--http-restricted-api"):
-        (value,) = (a.partition("=")[2] for a in arguments if a.startswith(option))
-        calls, _, key = value.partition(":")
-        assert set(RESTRICTED) <= set(calls.split(","))
-        assert key == f"{ADMIN_HEADER}=$({container['env'][0]['name']})"
+
+
+def test_nobody_makes_restricted_calls(container: dict[str, Any], runtime: dict[str, Any]) -> None:
+    for served in (container, *runtime["spec"]["containers"]):
+        (variable,) = served["env"]
+        assert variable["valueFrom"] == {"secretKeyRef": {"name": "lungstreams-admin", "key": "key"}}
+        for option, more in (("--grpc-restricted-protocol", set()), ("--http-restricted-api", {"inference"})):
+            (value,) = (a.partition("=")[2] for a in served["args"] if a.startswith(option))
+            calls, _, key = value.partition(":")
+            assert set(calls.split(",")) == {*RESTRICTED, *more}
+            assert key == f"{ADMIN_HEADER}=$({variable['name']})"
 
 
 def test_it_scales_by_the_metric_that_the_adapter_makes() -> None:

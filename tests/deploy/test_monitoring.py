@@ -153,3 +153,17 @@ def test_prometheus_asks_where_the_embedded_server_answers() -> None:
     for name in config["rule_files"]:
         assert (DEPLOY / "prometheus" / name).is_file()
     assert all(f'job="{job["job_name"]}"' in query for query in QUERIES[:-1])
+
+
+def test_the_relabelling_that_the_document_gives_names_our_pods_as_the_queries_ask() -> None:
+    document = (DEPLOY.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (rule,) = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)[0])
+    labels = yaml_of("kubernetes/deployment.yaml")["spec"]["template"]["metadata"]["labels"]
+    # As Prometheus writes a pod's labels.
+    known = {
+        f"__meta_kubernetes_pod_label_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}": value for name, value in labels.items()
+    }
+    (label,) = rule["source_labels"]
+    assert re.fullmatch(rule["regex"], known[label])
+    (job,) = yaml_of("prometheus/prometheus.yml")["scrape_configs"]
+    assert (rule["target_label"], rule["replacement"]) == ("job", job["job_name"])

@@ -29,6 +29,7 @@ from serving.tls import ClientTls
 from serving.tritonserver import ServerConfig, TritonServer
 from tests.certificates import Authority
 from tests.demo.page_process import free_port
+from tests.reliability import Tally, record
 from tests.toy_models import QUADRANTS, expected_means
 
 pytestmark = pytest.mark.triton
@@ -148,7 +149,7 @@ class Load:
     """Callers that ask without a pause, each over a channel of its own, until they are told to stop."""
 
     def __init__(self, proxy: Proxy) -> None:
-        self.answered = 0
+        self.tally = Tally()
         self.wrong: list[str] = []
         self._proxy = proxy
         self._over = False
@@ -166,21 +167,28 @@ class Load:
 
     def goes_on(self, cases: int) -> bool:
         """Whether so many more come to be answered."""
-        wanted = self.answered + cases
-        return eventually(lambda: self.answered >= wanted)
+        wanted = self._done() + cases
+        return eventually(lambda: self._done() >= wanted)
+
+    def _done(self) -> int:
+        return self.tally.row("", group="").requests
 
     def _call(self, caller: int) -> None:
         number = caller
         with PipelineClient(self._proxy.url, tls=self._proxy.tls) as client:
             while not self._over:
                 data, expected = unique_scan(number)
+                started_s = time.monotonic()
                 try:
                     got = client.tensors(data, "ct", OPEN)[DIAGNOSIS.name]
+                    count = self.tally.answer
                     if not np.allclose(got, expected, atol=TOLERANCE):
                         self.wrong.append(f"case {number}: expected {expected}, got {got}")
+                        count = self.tally.mistake
                 except Exception as error:
                     self.wrong.append(f"case {number}: {type(error).__name__}: {error}")
-                self.answered += 1
+                    count = self.tally.lose
+                count(time.monotonic() - started_s)
                 number += CALLERS
 
 
@@ -192,6 +200,7 @@ def test_cases_are_told_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.reliability
 def test_a_server_that_is_killed_loses_no_case_and_is_asked_again_when_it_is_back(
     proxy: Proxy, toy_triton: TritonServer, second: TritonServer
 ) -> None:
@@ -207,7 +216,11 @@ def test_a_server_that_is_killed_loses_no_case_and_is_asked_again_when_it_is_bac
         second.start()
         assert eventually(lambda: second.grpc_url in proxy.servers_asked()[before:])
         assert load.goes_on(20)
+    row = record(
+        load.tally.row("one of two Tritons behind nginx killed (SIGKILL) under four callers", group="More machines")
+    )
     assert load.wrong == []
+    assert row.answered == row.requests
     # This is what nothing was lost by: those under way in it were sent again by the client, and whoever came later and
     # found it dead by nginx.
     assert proxy.lost() >= 1

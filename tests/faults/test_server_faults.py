@@ -66,6 +66,21 @@ def test_killed_in_mid_request_it_is_back_and_every_request_is_answered(serving:
     assert all("nothing answers at" in text for future in gave_up if (text := future.result()))
 
 
+def test_told_to_end_in_mid_request_it_is_back_and_every_request_is_answered(serving: Serving, url: str) -> None:
+    tally = Tally()
+    with PipelineClient(url, timeout_s=PATIENCE_S) as client, asked(client, tally) as futures:
+        told = triton_of(serving)
+        # As by an administrator who means Triton and not the command. How it goes differs: its backends go first, which
+        # may be noticed before, and 24.10 does not always survive that requests come meanwhile (exit status -11).
+        os.kill(told, signal.SIGTERM)
+        assert said(serving).endswith("; starting it again\n")
+        assert said(serving) == f"lungstreams: Triton is back at {url}\n"
+    assert triton_of(serving) != told
+    row = record(tally.row("Triton told to end (SIGTERM) under four callers", group=GROUP))
+    assert [future.result() for future in futures if future.result()] == []
+    assert (row.answered, row.lost, row.wrong) == (len(futures), 0, 0)
+
+
 @pytest.mark.parametrize("model", ["segment_all", *(("preprocess", "recognition") if IS_LONG else ())])
 def test_a_backend_that_is_killed_is_noticed_though_triton_says_that_it_is_ready(
     serving: Serving, url: str, model: str

@@ -18,6 +18,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from demo import case, panels
+from demo.parts import CASES_AT_ONCE
 from loadtest.instances import copy_repository
 from loadtest.memory import Sampler, of_group, pss_bytes
 from serving import phantom, pipeline, wire
@@ -27,6 +28,7 @@ from serving.preprocessing import preprocess
 from serving.results import CaseReport
 from serving.scans import decode
 from serving.tritonserver import ServerConfig, TritonServer
+from tests.demo.page_process import ask, said_of, send, served_page, upload
 from tests.reliability import IS_LONG, Tally, record
 from tests.toy_models import QUADRANTS, expected_means
 from tests.waiting import eventually, pending
@@ -34,6 +36,9 @@ from tests.waiting import eventually, pending
 pytestmark = [pytest.mark.triton, pytest.mark.reliability]
 
 BURST = 200
+RECOVERY_S = 30.0
+"""Within which a case is answered that comes after a burst."""
+
 ALL_OPEN = dict.fromkeys(pipeline.THRESHOLD_NAMES, 0.0)
 DOOR, BEHIND = 24, 16
 SLOW_DOOR = 8
@@ -178,6 +183,14 @@ def burst(client: Any, scans: Sequence[bytes], count: int, tally: Tally) -> None
         assert ended.acquire(timeout=120)
 
 
+def one_case(client: PipelineClient, scan: bytes, tally: Tally) -> None:
+    """Ask for one CT case by our client, and count what becomes of it."""
+    report = client.predict(scan, "ct", ALL_OPEN)
+    wanted = expected_means(preprocess(decode(scan, "ct")), QUADRANTS)
+    right = np.allclose(list(report.diagnosis.values()), wanted, atol=1e-3)
+    (tally.answer if right else tally.mistake)(report.latency_ms / 1000)
+
+
 def largest_batch(scans: Sequence[bytes]) -> dict[str, Any]:
     """A request whose memory the models keep: no burst makes a larger batch."""
     request = wire.request(scans[0], "ct", ALL_OPEN)
@@ -218,7 +231,7 @@ def test_after_a_burst_a_case_is_answered(narrow: TritonServer, scans: list[byte
     client.close()
     row = record(tally.row("a case right after such a burst", group="Overload"))
     assert row.answered == 1
-    assert time.perf_counter() - started_s < 30
+    assert time.perf_counter() - started_s < RECOVERY_S
 
 
 def test_who_tries_again_is_answered_in_the_end(slow: TritonServer, scans: list[bytes]) -> None:
@@ -269,6 +282,11 @@ def test_given_up_while_it_waits_to_try_again_nothing_is_sent_again(slow: Triton
         assert wait(futures, timeout=30).not_done == set()
     # Closed: nothing of them is under way, on neither side.
     assert eventually(lambda: pending(slow) == 0)
+    tally = Tally()
+    with PipelineClient(slow.grpc_url) as client:
+        one_case(client, scans[0], tally)
+    row = record(tally.row(f"a case after {BURST} at once of which those that waited were given up", group="Overload"))
+    assert row.answered == 1
 
 
 def test_a_deadline_that_passes_ends_the_tries(slow: TritonServer, scans: list[bytes]) -> None:
@@ -297,9 +315,9 @@ def hang_up(client: PipelineClient, xray: bytes, count: int, server: TritonServe
     connection.close()
 
 
-@pytest.mark.parametrize("leave", [give_up, hang_up])
-def test_what_is_taken_back_frees_its_work(standing: Standing, leave: Callable[..., None]) -> None:
-    count, xray = STANDING_DOOR // 2, phantom.png_bytes(phantom.chest_xray(1, 128))
+@pytest.mark.parametrize(("leave", "how"), [(give_up, "were taken back"), (hang_up, "whose client hung up")])
+def test_what_is_taken_back_frees_its_work(standing: Standing, leave: Callable[..., None], how: str) -> None:
+    count, xray, tally = STANDING_DOOR // 2, phantom.png_bytes(phantom.chest_xray(1, 128)), Tally()
     server = standing.server
     with PipelineClient(server.grpc_url, cancel_on_server=True) as client:
         before = computed(server, "recognition")
@@ -309,9 +327,12 @@ def test_what_is_taken_back_frees_its_work(standing: Standing, leave: Callable[.
             assert client.is_ready()
             time.sleep(0.5)
         assert eventually(lambda: pending(server) == 0)
-        assert client.predict(xray, "xray").modality == "xray"
+        report = client.predict(xray, "xray")
+        assert report.modality == "xray"
+        tally.answer(report.latency_ms / 1000)
         # The one that it stood still over, and the one after: of those that were taken back hardly any.
         assert computed(server, "recognition") - before < 2 + count // 2
+    record(tally.row(f"a case after {count} X-rays that waited and {how}", group="Overload"))
 
 
 def test_a_page_in_front_of_a_full_server_says_that_it_is_busy(
@@ -336,6 +357,45 @@ def test_a_page_in_front_of_a_full_server_says_that_it_is_busy(
     assert report.modality == "ct"
 
 
+PAGE_QUEUE = 1
+SHORT_PATIENCE = f"""
+from functools import partial
+from demo import app, case
+app._QUEUE = {PAGE_QUEUE}
+case.PipelineClient = partial(case.PipelineClient, timeout_s=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_served_page_says_that_triton_is_busy_and_turns_away_more_than_it_lets_wait(standing: Standing) -> None:
+    xray, url, tally = phantom.png_bytes(phantom.chest_xray(1, 128)), standing.server.grpc_url, Tally()
+    with (
+        served_page(url, setup=SHORT_PATIENCE) as page,
+        PipelineClient(url, timeout_s=120, retry_busy=False) as client,
+    ):
+        (path,) = upload(page, xray).json()
+        with standing.still(xray):
+            futures = [client.submit(xray, "xray") for _ in range(STANDING_DOOR + 4)]
+            assert eventually(lambda: any(future.done() for future in futures))
+            sent = [send(page, path, "xray") for _ in range(CASES_AT_ONCE + PAGE_QUEUE + 6)]
+            taken = [answer.json()["event_id"] for answer in sent if answer.is_success]
+            for answer in (answer for answer in sent if not answer.is_success):
+                full = answer.status_code == 503 and "Queue is full" in answer.text
+                (tally.refuse if full else tally.mistake)()
+            turned_away = tally.refused
+            for event_id in taken:
+                error = said_of(page, event_id)["error"]
+                busy = error["type"] == "ServerBusy" and "the server is busy, try again" in error["message"]
+                (tally.refuse if busy else tally.mistake)()
+        # As soon as Triton goes on, so does the page.
+        assert [future.exception(60) for future in futures].count(None) >= STANDING_DOOR
+        (tally.answer if ask(page, path, "xray")["modality"] == "xray" else tally.mistake)()
+    row = record(tally.row("a page in front of a full server, asked for more than it lets wait", group="Overload"))
+    assert turned_away > 0
+    assert row.refused > turned_away
+    assert (row.answered, row.lost, row.wrong) == (1, 0, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_shipped_server_bears_a_burst(triton: TritonServer) -> None:
@@ -348,7 +408,15 @@ def test_the_shipped_server_bears_a_burst(triton: TritonServer) -> None:
             report = future.result(120)
             right = report.diagnosis == pytest.approx(alone.diagnosis, abs=0.02)
             (tally.answer if right else tally.mistake)(report.latency_ms / 1000)
+        after = client.predict(scan, "ct", ALL_OPEN)
+    recovery = Tally()
+    right = after.diagnosis == pytest.approx(alone.diagnosis, abs=0.02)
+    (recovery.answer if right else recovery.mistake)(after.latency_ms / 1000)
     what = f"{count} CT cases at once by our client, the shipped networks and queues (memory: of the whole server)"
     row = record(tally.row(what, group="Overload", peak_bytes=memory.peak_pss_bytes))
     assert (row.answered, row.wrong) == (count, 0)
+    row = record(recovery.row(f"a case right after those {count}, the shipped networks and queues", group="Overload"))
+    assert row.answered == 1
+    assert row.slowest_s is not None
+    assert row.slowest_s < RECOVERY_S
     assert eventually(lambda: pending(triton) == 0)

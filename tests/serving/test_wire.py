@@ -49,6 +49,7 @@ def test_grpc_status_and_text_tell_the_errors_apart(status: str, text: str, expe
         ("UNAVAILABLE", "failed to connect to all addresses; last error: Connection refused", True, False),
         ("INTERNAL", "Stub process 'recognition_0_0' is not healthy.", True, False),
         ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped", True, False),
+        ("UNAVAILABLE", "Server not ready", True, False),
         ("UNAVAILABLE", "Request for unknown model: 'covid_pipeline' is not found", False, None),
         ("UNAVAILABLE", "Exceeds maximum queue size", False, None),
         ("UNAVAILABLE", "errors resolving nowhere:81: Domain name not found", False, None),
