@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from lungstreams.masks import MaskFolder
 from lungstreams.predicting import parse_exports
+from lungstreams.reading import Ask, Reader
+from lungstreams.sources import Source
 from serving import phantom
 from serving.client import PipelineClient
 from serving.errors import RequestError
@@ -181,6 +184,28 @@ def test_a_folder_is_read_as_a_study_and_says_what_is_missing(
     assert "equally far apart" in case["export_errors"]["nifti"]
     assert len(case["exports"]["json"]) == 1
     assert done.returncode == 1
+
+
+def test_a_segmentation_over_its_limit_is_an_error_of_that_file_alone(
+    studies: Path, tmp_path: Path, toy_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, file in enumerate(series(2, "1.2.9")):
+        file.StudyInstanceUID, file.FrameOfReferenceUID, file.SliceThickness = "1.2.4", "1.2.5", 5
+        (tmp_path / f"{i}.dcm").write_bytes(file_of(file))
+    slices = [tmp_path / f"{i}.dcm" for i in range(2)]
+    sources = [Source("both", tuple(slices), is_study=True), Source("one", (slices[0],), is_study=False)]
+    # Both streams of six segments see something in both slices: two slices are too many, one is not.
+    monkeypatch.setattr("serving.exports.segmentations.MAX_SEG_VOXELS", 6 * SIDE * SIDE)
+    with PipelineClient(toy_triton.grpc_url) as client:
+        reader = Reader(client, Ask("auto", ALL_OPEN, exports=("json", "seg")), MaskFolder(tmp_path / "out"))
+        (both,), (one,) = (cases for _, cases in reader.read(sources))
+    assert "error" not in both.data
+    assert both.data["exports"]["seg"] == []
+    assert "voxels of segments" in both.data["export_errors"]["seg"]
+    assert Path(both.data["exports"]["json"][0]).is_file()
+    assert both.failed
+    assert "export_errors" not in one.data
+    assert Path(one.data["exports"]["seg"][0]).is_file()
 
 
 def test_files_of_a_study_that_can_not_be_read_are_named_by_their_place(
