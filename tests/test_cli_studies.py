@@ -32,8 +32,8 @@ from tests.serving.volume_files import (
     PATIENT,
     PATIENT_ID,
     affine_ras,
+    dicom_frames,
     dicom_series,
-    dicom_slice,
     file_of,
     nifti_bytes,
     zipped,
@@ -234,10 +234,7 @@ def test_files_of_a_study_that_can_not_be_read_are_named_by_their_place(
 
 
 def test_frames_of_one_file_are_a_study(tmp_path: Path, toy_triton: TritonServer) -> None:
-    hu = chest(3)
-    dataset = dicom_slice(hu[0], None, NumberOfFrames=3)
-    dataset.PixelData = (hu.astype(np.int32) + 1024).astype("<i2").tobytes()
-    (tmp_path / "frames.dcm").write_bytes(file_of(dataset))
+    (tmp_path / "frames.dcm").write_bytes(file_of(dicom_frames(chest(3))))
     (case,) = cases_of(lungstreams("predict", tmp_path / "frames.dcm", "--json", "--url", toy_triton.grpc_url))
     assert case["study"]["shape"] == [3, SIDE, SIDE]
 

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, FileChooser, Page, expect
 
 from serving.labels import DIAGNOSES
-from tests.browser.pages import DESKTOP, PHONE, open_page, open_tab
+from tests.browser.pages import DESKTOP, PHONE, open_page, open_tab, tab_to
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
@@ -23,15 +23,6 @@ def violations(page: Page) -> list[str]:
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
-
-
-def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
-    """Press a key until the focus is in what a selector names."""
-    for _ in range(80):
-        if page.evaluate("s => document.activeElement.closest(s) !== null", selector):
-            return
-        page.keyboard.press(key)
-    pytest.fail(f"the focus does not get to {selector}")
 
 
 @pytest.mark.parametrize(
