@@ -205,7 +205,7 @@ CSS: Final = """
 /* Many cases */
 .gradio-container #folder-csv { flex: none; align-self: flex-start; width: auto; padding: 6px 14px; border-radius: 6px;
   border: 1px solid var(--border-color-primary); }
-.gradio-container #directory { border: 1px solid var(--border-color-primary); }
+.gradio-container .ls-directory { border: 1px solid var(--border-color-primary); }
 .ls-cases th button { font: inherit; font-size: 13px; color: var(--body-text-color-subdued); background: none;
   border: 0; padding: 0; cursor: pointer; text-align: left; white-space: nowrap; }
 .ls-cases th button::after { content: "\\2195"; margin-left: 6px; }

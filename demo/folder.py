@@ -14,15 +14,13 @@ from typing import Any
 
 from demo.panels import error_json
 from demo.rows import sentence
-from serving.archives import ZIP_MAGICS
 from serving.client import PipelineClient
 from serving.errors import GeometryError, InferenceFailed, LungstreamsError, RequestError, ScanError, ScanTooLarge
 from serving.exports.tables import Cell, harmless
 from serving.labels import DIAGNOSES, DIAGNOSIS_NAMES, MANIFESTATION_NAMES, MANIFESTATIONS, STREAM_NAMES
 from serving.limits import check_file_size
-from serving.nifti import HEAD_BYTES, is_nifti
 from serving.results import CaseReport
-from serving.studies import open_volume
+from serving.studies import is_study_file, open_volume
 from serving.study_reading import StudyReading
 from serving.study_report import StudyReport
 from serving.tls import ClientTls
@@ -79,7 +77,7 @@ def read_folder(
         ServerError: If the server can not be asked at all.
         RequestError: If a threshold is none.
     """
-    scans = [i for i, path in enumerate(paths) if not _is_study(path)]
+    scans = [i for i, path in enumerate(paths) if not is_study_file(path)]
     studies = sorted(set(range(len(paths))) - set(scans))
     with PipelineClient(url, tls=tls, drain_in_background=True) as client:
         client.check()
@@ -218,12 +216,6 @@ def _study(
     except (ScanError, RequestError, GeometryError, InferenceFailed) as error:
         error.request_id = request_id
         return error
-
-
-def _is_study(path: Path) -> bool:
-    with path.open("rb") as stream:
-        head = stream.read(HEAD_BYTES)
-    return is_nifti(head) or head.startswith(ZIP_MAGICS)
 
 
 def _of_file(path: Path, outcome: Outcome) -> Outcome:

@@ -21,7 +21,7 @@ FOLDERS_AT_ONCE: Final = 1
 _INTRO: Final = panels.steps(
     "No cases yet",
     (
-        "<strong>A row for each file</strong>: scans, and studies as NIfTI or zip.",
+        "<strong>A row for each file</strong>: scans, and studies as NIfTI, zip, or DICOM of many frames.",
         "<strong>A file that can not be read</strong> is a row that says why.",
         "<strong>A CSV</strong> of all of them to take away.",
     ),
@@ -51,7 +51,11 @@ class FolderTab:
                     elem_id="files",
                 )
                 self.folder = gr.UploadButton(
-                    "Or choose a whole folder", file_count="directory", size="sm", elem_id="directory"
+                    "Or choose a whole folder",
+                    file_count="directory",
+                    size="sm",
+                    elem_id="directory",
+                    elem_classes="ls-directory",
                 )
                 self.thresholds = threshold_sliders("folder-")
                 self.go = gr.Button("Read the files", variant="primary", elem_id="folder-go", elem_classes="ls-go")

@@ -15,7 +15,7 @@ from demo.rows import burden_table, card, row, scrolled, sentence, swatch
 from demo.watch import Health
 from serving import pipeline
 from serving.burden import INFECTED, SIDE_NAMES, Area
-from serving.errors import LungstreamsError, RequestError, ScanError, ServerBusy, ServerError
+from serving.errors import CanNotExport, LungstreamsError, RequestError, ScanError, ServerBusy, ServerError
 from serving.labels import ALL_STREAM, DIAGNOSES, MANIFESTATIONS, Label
 from serving.results import CaseReport
 
@@ -63,6 +63,7 @@ def alert(error: LungstreamsError) -> str:
     titles = (
         (UploadGone, "The upload is not kept any more"),
         (ScanError, "This file can not be read as a scan"),
+        (CanNotExport, "This file can not be made of this case"),
         (RequestError, "These settings do not fit"),
         (ServerBusy, "The server is busy"),
         (ServerError, "The server did not answer"),

@@ -34,14 +34,15 @@ from demo.parts import (
 from demo.site import Site
 from serving import exports
 from serving.activation import CAUTION
-from serving.errors import LungstreamsError, RequestError
+from serving.errors import LungstreamsError, RequestError, UnreadableScan, UnsupportedScan
 from serving.labels import ALL_STREAM, DIAGNOSES, STREAMS, RequestedModality
 from serving.results import CaseReport
+from serving.studies import is_study_file
 
-FILE_TYPES: Final = [".png", ".jpg", ".jpeg", ".dcm"]
 _OFF: Final = ""
 """No diagnosis: the masks are drawn."""
 
+_READS_STUDIES: Final = "the tab Volume reads studies"
 _FORGOTTEN: Final = "This case is not kept any more: read the scan again."
 
 
@@ -66,7 +67,8 @@ class ScanTab:
                 self._lay_out_result()
 
     def _lay_out_input(self) -> None:
-        self.file = gr.File(label="Scan: PNG, JPEG or DICOM", file_types=FILE_TYPES, type="filepath", elem_id="scan")
+        # Of any ending: DICOM files often have none, and Gradio refuses another by an exception and not in words.
+        self.file = gr.File(label="Scan: PNG, JPEG or DICOM", type="filepath", elem_id="scan")
         with gr.Column(elem_classes="ls-examples"):
             html('<h2 class="ls-small">Or try a drawn phantom</h2>')
             self.buttons = [example_button(example) for example in self.examples]
@@ -275,15 +277,20 @@ class ScanTab:
     ) -> tuple[View, CaseReport]:
         with self.site.audit.case(request.username) as case:
             thresholds, data = chosen_thresholds(given), read_file(Path(path))
-            view, case.report = read_case(
-                self.site.url,
-                data,
-                modality,
-                thresholds,
-                explain=explain,
-                tls=self.site.tls,
-                request_id=case.request_id,
-            )
+            try:
+                view, case.report = read_case(
+                    self.site.url,
+                    data,
+                    modality,
+                    thresholds,
+                    explain=explain,
+                    tls=self.site.tls,
+                    request_id=case.request_id,
+                )
+            except (UnreadableScan, UnsupportedScan) as error:
+                if not is_study_file(Path(path)):
+                    raise
+                raise type(error)(f"{error}; {_READS_STUDIES}") from None
         return view, case.report
 
     def _picked(self, example: Example) -> Callable[[], list[Any]]:

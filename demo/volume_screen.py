@@ -50,6 +50,13 @@ class VolumeScreen:
         self.files = gr.File(
             label="CT study: NIfTI, zip, or DICOM files", file_count="multiple", type="filepath", elem_id="study"
         )
+        self.folder = gr.UploadButton(
+            "Or choose the folder of a series",
+            file_count="directory",
+            size="sm",
+            elem_id="study-directory",
+            elem_classes="ls-directory",
+        )
         with gr.Column(elem_classes="ls-examples"):
             html('<h2 class="ls-small">Or try a drawn phantom</h2>')
             self.button = example_button(self.example)

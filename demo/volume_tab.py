@@ -64,6 +64,8 @@ class VolumeTab:
         replaced: dict[str, Any] = {"fn": self.replaced, "inputs": [screen.key], "outputs": screen.outputs, **AT_ONCE}
         screen.files.clear(**replaced)
         screen.files.upload(**replaced).then(**read)
+        taken = {**replaced, "fn": self.taken, "inputs": [screen.key, screen.folder]}
+        screen.folder.upload(**taken).then(**read)
         screen.button.click(**{**replaced, "fn": self.picked}).then(**read)
         screen.cancel.click(self.stop, outputs=[screen.cancel], **AT_ONCE)
         redraw: dict[str, Any] = {
@@ -194,6 +196,10 @@ class VolumeTab:
     def picked(self, request: gr.Request, key: str | None) -> Updates:
         """The drawn study, as if it had been uploaded."""
         return {**self.replaced(request, key), self.screen.files: [str(self.screen.example.path)]}
+
+    def taken(self, request: gr.Request, key: str | None, paths: Sequence[str] | None) -> Updates:
+        """The files of a folder, as if they had been uploaded."""
+        return {**self.replaced(request, key), self.screen.files: paths}
 
     def _outcome(self, volume: Volume, progress: Progress, opacity: float, seen: Window) -> Updates:
         """What is shown when a reading is over, however it ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from serving import exports
 from serving.activation import CAUTION
 from serving.client import PipelineClient
 from serving.dicom_volumes import series_volume
-from serving.errors import CanNotExport, GeometryError, InferenceFailed, RequestError, ScanError
+from serving.errors import GeometryError, InferenceFailed, RequestError, ScanError
 from serving.labels import STREAM_NAMES, RequestedModality
 from serving.limits import check_file_size
 from serving.nifti import HEAD_BYTES, is_nifti
@@ -210,9 +210,7 @@ class Reader:
         if self._masks is None or not self._ask.exports:
             return result
         place = self._masks.folder / prefix
-        possible = [kind for kind in self._ask.exports if kind in exports.possible(case)]
-        made = exports.write(case, possible, place.parent, place.name)
-        refused = _refusals(case, [kind for kind in self._ask.exports if kind not in possible])
+        made, refused = exports.write_possible(case, self._ask.exports, place.parent, place.name)
         data = {
             **result.data,
             "exports": {kind: [str(path) for path in made.get(kind, ())] for kind in self._ask.exports},
@@ -236,16 +234,6 @@ def _written_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, f"{folder} can not be written: {error.strerror or error}") from error
-
-
-def _refusals(case: exports.Case, kinds: Sequence[str]) -> dict[str, str]:
-    said = {}
-    for kind in kinds:
-        try:
-            exports.write(case, [kind], Path(), "case")
-        except CanNotExport as error:
-            said[kind] = str(error)
-    return said
 
 
 def _read(path: Path) -> bytes:

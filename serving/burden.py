@@ -4,6 +4,9 @@
 on air misses dense lung. Fluid is beside the lung; its per cent is its volume in relation to that of the lung. What
 lies in no lung belongs to the side whose lung is nearest in its slice; where a slice has no lung, to its half.
 
+**How exact.** Of an analytic phantom, marked as it is, volumes and per cents are within 1 %; within 2 % where slices
+are not equally far apart or a slice came in another size (`tests/serving/test_burden.py`, `test_measuring.py`).
+
 A slice at a time is added, so that a study costs no more memory than a slice.
 """
 

@@ -66,9 +66,19 @@ class MaskStack:
     def array(self) -> UInt8[np.ndarray, "n h w"]:
         """All of it, a byte a voxel: 200 MiB for 512 x 512 x 800."""
         whole = np.zeros(self.shape, np.uint8)
+        self.fill(whole)
+        return whole
+
+    def fill(self, whole: UInt8[np.ndarray, "n h w"]) -> None:
+        """Put what is marked into an array of background, which may be a view of one in another order.
+
+        Raises:
+            GeometryError: If it is not of this shape.
+        """
+        if whole.shape != self.shape:
+            raise GeometryError(f"expected an array {list(self.shape)} to fill, got {list(whole.shape)}")
         for index in self._packed:
             whole[index] = self.slice(index)
-        return whole
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.shape[0]:

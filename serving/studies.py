@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from serving.archives import ZIP_MAGICS
+from serving.dicom import MODALITY_OF_TAG
+from serving.dicom_headers import DICOM_MAGIC, PREAMBLE_BYTES, inflated, read_dicom
 from serving.dicom_volumes import series_volume
-from serving.errors import RequestError
+from serving.errors import RequestError, ScanError
 from serving.limits import fence
 from serving.nifti import HEAD_BYTES, is_nifti, read_nifti
 from serving.series import read_study
@@ -38,6 +41,25 @@ def open_volume(source: Path | bytes | Iterable[Path], series: int | None = None
     volume = series_volume(study.choose(series))
     # First: a slice may be among them, and at an end of the series no gap shows it.
     return replace(volume, problems=(*(left.words for left in study.left_out), *volume.problems))
+
+
+def is_study_file(path: Path) -> bool:
+    """Whether a file by itself holds a study: a NIfTI file, a zip, or a CT in DICOM of several frames.
+
+    Of a DICOM file the header is read, within its limits. What can not be read is no study.
+    """
+    try:
+        with fence("a file that can be read"), path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+            if is_nifti(head) or head.startswith(ZIP_MAGICS):
+                return True
+            if not head.startswith(DICOM_MAGIC, PREAMBLE_BYTES):
+                return False
+            header = read_dicom(inflated(stream), stop_before_pixels=True)
+            is_ct = MODALITY_OF_TAG.get(str(header.get("Modality"))) == "ct"
+            return is_ct and int(header.get("NumberOfFrames") or 1) > 1
+    except ScanError:
+        return False
 
 
 def _is_nifti(source: Path | bytes) -> bool:

@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from lungstreams.masks import MaskFolder
 from lungstreams.predicting import parse_exports
+from lungstreams.reading import Ask, Reader
+from lungstreams.sources import Source
 from serving import phantom
 from serving.client import PipelineClient
 from serving.errors import RequestError
@@ -32,8 +35,8 @@ from tests.serving.volume_files import (
     PATIENT,
     PATIENT_ID,
     affine_ras,
+    dicom_frames,
     dicom_series,
-    dicom_slice,
     file_of,
     nifti_bytes,
     zipped,
@@ -188,6 +191,28 @@ def test_a_folder_is_read_as_a_study_and_says_what_is_missing(
     assert done.returncode == 1
 
 
+def test_a_segmentation_over_its_limit_is_an_error_of_that_file_alone(
+    studies: Path, tmp_path: Path, toy_triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, file in enumerate(series(2, "1.2.9")):
+        file.StudyInstanceUID, file.FrameOfReferenceUID, file.SliceThickness = "1.2.4", "1.2.5", 5
+        (tmp_path / f"{i}.dcm").write_bytes(file_of(file))
+    slices = [tmp_path / f"{i}.dcm" for i in range(2)]
+    sources = [Source("both", tuple(slices), is_study=True), Source("one", (slices[0],), is_study=False)]
+    # Both streams of six segments see something in both slices: two slices are too many, one is not.
+    monkeypatch.setattr("serving.exports.segmentations.MAX_SEG_VOXELS", 6 * SIDE * SIDE)
+    with PipelineClient(toy_triton.grpc_url) as client:
+        reader = Reader(client, Ask("auto", ALL_OPEN, exports=("json", "seg")), MaskFolder(tmp_path / "out"))
+        (both,), (one,) = (cases for _, cases in reader.read(sources))
+    assert "error" not in both.data
+    assert both.data["exports"]["seg"] == []
+    assert "voxels of segments" in both.data["export_errors"]["seg"]
+    assert Path(both.data["exports"]["json"][0]).is_file()
+    assert both.failed
+    assert "export_errors" not in one.data
+    assert Path(one.data["exports"]["seg"][0]).is_file()
+
+
 def test_files_of_a_study_that_can_not_be_read_are_named_by_their_place(
     tmp_path: Path, toy_triton: TritonServer
 ) -> None:
@@ -238,10 +263,7 @@ def test_what_is_no_study_of_the_chest_is_flagged_before_its_scores(tmp_path: Pa
 
 
 def test_frames_of_one_file_are_a_study(tmp_path: Path, toy_triton: TritonServer) -> None:
-    hu = chest(3)
-    dataset = dicom_slice(hu[0], None, NumberOfFrames=3)
-    dataset.PixelData = (hu.astype(np.int32) + 1024).astype("<i2").tobytes()
-    (tmp_path / "frames.dcm").write_bytes(file_of(dataset))
+    (tmp_path / "frames.dcm").write_bytes(file_of(dicom_frames(chest(3))))
     (case,) = cases_of(lungstreams("predict", tmp_path / "frames.dcm", "--json", "--url", toy_triton.grpc_url))
     assert case["study"]["shape"] == [3, SIDE, SIDE]
 

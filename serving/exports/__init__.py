@@ -11,6 +11,6 @@ patient's study carry its patient and study, or no archive would take them.
 
 from serving.errors import CanNotExport
 from serving.exports.case import Case
-from serving.exports.writing import KINDS, possible, write
+from serving.exports.writing import KINDS, possible, write, write_possible
 
-__all__ = ["KINDS", "CanNotExport", "Case", "possible", "write"]
+__all__ = ["KINDS", "CanNotExport", "Case", "possible", "write", "write_possible"]

@@ -138,4 +138,7 @@ class Case:
             return mask[None]
         assert self.volume is not None
         assert mask is not None
-        return np.asarray(self.volume.to_source_grid(mask.array()))
+        # Filled where it is to lie: put there from an array in axial order, a large study would be in memory twice.
+        source = np.zeros(self.volume.source.shape, np.uint8)
+        mask.fill(self.volume.layout.axial(source))
+        return source

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 SERIES_NUMBER: Final = 901
 _ORIENTATION_TOLERANCE: Final = 1e-4
-# 680 slices of 512 x 512 with a mark in each; highdicom takes two to three times as much to look for overlaps.
-_MOST_BYTES: Final = 2**30
+MAX_SEG_VOXELS: Final = 2**30
+"""Most voxels of all segments in the slices with a mark: of six segments and 512 x 512, 682 slices. Each is a byte, and
+highdicom takes two to three times as much to look for overlaps."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,10 @@ def _pixels(case: Case, segments: Sequence[Segment]) -> tuple[list[int], UInt8[n
     for stream in case.ran:
         hit |= case.source_masks(stream).any(axis=(1, 2))
     marked = [int(i) for i in np.flatnonzero(hit)] or [0]
-    if (needed := len(marked) * height * width * len(segments)) > _MOST_BYTES:
-        raise CanNotExport(f"seg: expected at most {_MOST_BYTES:,} voxels of segments, got {needed:,}: see nifti")
+    if (needed := len(marked) * height * width * len(segments)) > MAX_SEG_VOXELS:
+        raise CanNotExport(
+            f"seg: expected at most {MAX_SEG_VOXELS:,} voxels of segments, got {needed:,}; NIfTI takes any number"
+        )
     pixels = np.empty((len(marked), height, width, len(segments)), np.uint8)
     for stream in case.ran:
         mask = case.source_masks(stream)

@@ -76,17 +76,69 @@ def write(case: Case, kinds: Sequence[str], folder: Path, prefix: str) -> dict[s
         ScanError: If a file that the case was read from is no longer as it was.
         OSError: If a file can not be written.
     """
+    _check(kinds, prefix)
+    for name in kinds:
+        if (refusal := _KINDS[name].refusal(case)) is not None:
+            raise CanNotExport(f"{name}: {refusal}")
+    placed, refused = _written(case, kinds, folder, prefix, none_without_all=True)
+    assert not refused
+    return placed
+
+
+def write_possible(
+    case: Case, kinds: Sequence[str], folder: Path, prefix: str
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    """Write a case as `write` does, in those of the kinds that it can be written in.
+
+    Some are refused at once (`possible`), others when they are made: a segmentation of too many marked slices.
+
+    Args:
+        case: See `write`.
+        kinds: See `write`.
+        folder: See `write`.
+        prefix: See `write`.
+
+    Returns:
+        The files by kind, and why there are none by kind, each in the order asked for.
+
+    Raises:
+        RequestError: As `write`.
+        ScanError: As `write`.
+        OSError: As `write`.
+    """
+    _check(kinds, prefix)
+    return _written(case, kinds, folder, prefix, none_without_all=False)
+
+
+def _written(
+    case: Case, kinds: Sequence[str], folder: Path, prefix: str, *, none_without_all: bool
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    made: dict[str, tuple[Path, ...]] = {}
+    refused: dict[str, str] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lungstreams-", dir=folder) as staging:
+        for name, kind in _KINDS.items():
+            if name not in kinds:
+                continue
+            if (refusal := kind.refusal(case)) is not None:
+                refused[name] = f"{name}: {refusal}"
+                continue
+            try:
+                made[name] = kind.write(case, Path(staging), prefix)
+            except CanNotExport as error:
+                if none_without_all:
+                    raise
+                refused[name] = str(error)
+        placed = {name: tuple(path.replace(folder / path.name) for path in paths) for name, paths in made.items()}
+    asked = tuple(dict.fromkeys(kinds))
+    return {k: placed[k] for k in asked if k in placed}, {k: refused[k] for k in asked if k in refused}
+
+
+def _check(kinds: Sequence[str], prefix: str) -> None:
     _check_prefix(prefix)
     for name in kinds:
         if name not in _KINDS:
             raise RequestError(f"export: expected one of {', '.join(_KINDS)}, got {name!r}")
-        if (refusal := _KINDS[name].refusal(case)) is not None:
-            raise CanNotExport(f"{name}: {refusal}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".lungstreams-", dir=folder) as staging:
-        made = {name: kind.write(case, Path(staging), prefix) for name, kind in _KINDS.items() if name in kinds}
-        placed = {name: tuple(path.replace(folder / path.name) for path in paths) for name, paths in made.items()}
-    return {name: placed[name] for name in dict.fromkeys(kinds)}
 
 
 def _check_prefix(prefix: str) -> None:

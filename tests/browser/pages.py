@@ -84,3 +84,12 @@ def study_zip(slices: int = 6, *, series: int = 1, description: str = "") -> byt
 def open_tab(page: Page, title: str) -> None:
     page.get_by_role("tab", name=title, exact=True).click()
     expect(page.get_by_role("tab", name=title, exact=True)).to_have_attribute("aria-selected", "true")
+
+
+def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
+    """Press a key until the focus is in what a selector names."""
+    for _ in range(80):
+        if page.evaluate("s => document.activeElement.closest(s) !== null", selector):
+            return
+        page.keyboard.press(key)
+    pytest.fail(f"the focus does not get to {selector}")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, FileChooser, FilePayload, Page, Viewpor
 
 from serving import phantom
 from serving.labels import DIAGNOSES
-from tests.browser.pages import DESKTOP, PHONE, TAKEN_MS, ct_png, open_page, open_tab, upload
+from tests.browser.pages import DESKTOP, PHONE, TAKEN_MS, ct_png, open_page, open_tab, tab_to, upload
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
@@ -30,15 +30,6 @@ def violations(page: Page) -> list[str]:
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
-
-
-def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
-    """Press a key until the focus is in what a selector names."""
-    for _ in range(80):
-        if page.evaluate("s => document.activeElement.closest(s) !== null", selector):
-            return
-        page.keyboard.press(key)
-    pytest.fail(f"the focus does not get to {selector}")
 
 
 def read_a_scan(page: Page) -> None:

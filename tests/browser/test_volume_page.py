@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from serving.tritonserver import TritonServer
-from tests.browser.pages import PATIENCE_MS, inferences_of, open_tab, study_zip
+from tests.browser.pages import PATIENCE_MS, inferences_of, open_tab, study_zip, tab_to
 from tests.serving.volume_files import affine_ras, nifti_bytes
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
@@ -163,6 +163,19 @@ def test_several_series_are_listed_and_one_is_chosen(toy_page: Page) -> None:
     expect(toy_page.locator("#series")).to_contain_text("Soft tissue: CT, axial, 4 slices of 64 x 64")
     toy_page.locator("#series input").nth(1).check()
     toy_page.get_by_role("button", name="Read the study").click()
+    expect(toy_page.locator("#volume-diagnosis")).to_contain_text("of 4 slices")
+
+
+def test_a_folder_of_a_series_is_chosen_by_the_keyboard_and_read(toy_page: Page, tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(study_zip(4))) as archive:
+        for i, member in enumerate(archive.namelist()):
+            (tmp_path / f"IM{i}").write_bytes(archive.read(member))
+    open_tab(toy_page, "Volume")
+    tab_to(toy_page, "#study-directory")
+    expect(toy_page.locator("#study-directory")).to_have_accessible_name("Or choose the folder of a series")
+    with toy_page.expect_file_chooser() as opened:
+        toy_page.keyboard.press("Enter")
+    opened.value.set_files(tmp_path)
     expect(toy_page.locator("#volume-diagnosis")).to_contain_text("of 4 slices")
 
 

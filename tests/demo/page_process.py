@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 import httpx
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 _PROGRAM = """
 import json, sys
 exec(sys.argv[4], {})

@@ -19,7 +19,7 @@ from demo.examples import draw_examples
 from demo.watch import Health, ServerWatch
 from serving import phantom, pipeline
 from serving.burden import Area, SliceBurden
-from serving.errors import InferenceFailed, RequestError, ServerBusy, ServerUnreachable, UnreadableScan
+from serving.errors import CanNotExport, InferenceFailed, RequestError, ServerBusy, ServerUnreachable, UnreadableScan
 from serving.labels import STREAM_NAMES, Modality
 from serving.results import CaseReport, build_report
 from serving.scans import Scan, decode
@@ -162,6 +162,7 @@ def test_messages_are_escaped() -> None:
     [
         (UnreadableScan("x"), "This file can not be read as a scan"),
         (RequestError("x"), "These settings do not fit"),
+        (CanNotExport("x"), "This file can not be made of this case"),
         (InferenceFailed("x"), "The server did not answer"),
         (ServerBusy("x"), "The server is busy"),
     ],

@@ -15,11 +15,12 @@ from demo.folder import Row
 from serving import phantom
 from serving.errors import ServerUnreachable, UnreadableScan
 from serving.phantom_volume import ct_volume, series_zip_bytes
+from serving.studies import is_study_file
 from serving.tritonserver import TritonServer
 from tests.demo.study_reports import reading, report_of
 from tests.demo.test_app import report_of as scan_report
 from tests.serving.test_study_reading import hu_of
-from tests.serving.volume_files import dicom_slice, file_of, zipped
+from tests.serving.volume_files import dicom_frames, dicom_slice, file_of, zipped
 
 
 def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
@@ -136,6 +137,23 @@ def test_scans_and_studies_and_what_is_neither(tmp_path: Path, toy_triton: Trito
     assert rows["words.png"].to_json()["error"]["type"] == "UnreadableScan"  # type: ignore[index]
     assert rows["slice.png"].to_json()["modality"] == "ct"
     assert "error" in rows["empty.zip"].to_json()
+
+
+@pytest.mark.triton
+def test_a_file_of_several_frames_is_a_study_and_a_damaged_one_says_why(
+    tmp_path: Path, toy_triton: TritonServer
+) -> None:
+    frames = file_of(dicom_frames(ct_volume(1, 3, 64)))
+    files = {"frames": frames, "torn.dcm": frames[: frames.index(b"MONOCHROME2") - 20], "head.dcm": frames[:140]}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert [name for name in files if is_study_file(tmp_path / name)] == ["frames"]
+    assert not is_study_file(tmp_path / "none")
+    paths = [tmp_path / name for name in files]
+    rows = {row.name: row for row in folder.read_folder(toy_triton.grpc_url, paths, {}, threading.Event())}
+    assert rows["frames"].to_json()["shape"] == [3, 64, 64]
+    for name in ("torn.dcm", "head.dcm"):
+        assert rows[name].to_json()["error"]["type"] == "UnreadableScan"  # type: ignore[index]
 
 
 @pytest.mark.triton

@@ -20,7 +20,7 @@ from serving import phantom, pipeline
 from serving.phantom_volume import ct_volume, series_zip_bytes
 from serving.tritonserver import TritonServer
 from tests.demo.page_process import served_page
-from tests.serving.volume_files import dicom_slice, file_of, zipped
+from tests.serving.volume_files import dicom_frames, dicom_slice, file_of, zipped
 
 pytestmark = [pytest.mark.triton]
 
@@ -100,6 +100,35 @@ print(json.dumps([bad, none, "Highest score" in str(html), names]))
     assert names["/predict_volume"] == ["paths", "series", *gates]
     assert names["/predict_folder"] == ["paths", *gates]
     assert names["/read"][:7] == ["path", "modality", "opacity", *gates]
+
+
+def test_what_a_file_is_called_does_not_matter_and_a_study_is_pointed_to_its_tab(page: str, tmp_path: Path) -> None:
+    hu = (phantom.ct_slice(size_px=128).pixels * (1500 / 255) - 1350).astype(np.int16)
+    sent = {
+        **dict.fromkeys(("IM0001", "slice.ima", "slice.dicom"), file_of(dicom_slice(hu))),
+        "frames": file_of(dicom_frames(np.stack([hu, hu]))),
+        "study.zip": zipped([dicom_slice(hu)]),
+        "words": b"only words",
+    }
+    for name, data in sent.items():
+        (tmp_path / name).write_bytes(data)
+    program = f"""
+import json
+from gradio_client import Client, handle_file
+page = Client({page!r}, verbose=False)
+said = [page.predict(handle_file(name), "auto", 0, 0, 0, 0, api_name="/predict") for name in {[*sent]!r}]
+shown = page.predict(handle_file("IM0001"), "ct", 0.45, 0, 0, 0, 0, api_name="/read")
+print(json.dumps([said, "Highest score" in str(shown)]))
+"""
+    (*slices, frames, study, words), is_shown = json.loads(run(program, tmp_path))
+    assert [one.get("modality") for one in slices] == ["ct"] * 3, slices
+    assert is_shown
+    assert frames["error"] == {
+        "type": "UnsupportedScan",
+        "message": "expected a DICOM of one frame, got 2 frames; the tab Volume reads studies",
+    }
+    assert study["error"]["message"].endswith("; the tab Volume reads studies")
+    assert "Volume" not in words["error"]["message"]
 
 
 def test_what_was_uploaded_drawn_and_taken_away_is_gone_after_the_time_that_the_page_states(

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
+from jpeg_ls import encode_array
 from PIL import Image
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import UID, BasicTextSRStorage
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import (
+    UID,
+    BasicTextSRStorage,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from serving import limits
+from serving.dicom import decode_stored
 from serving.errors import RequestError, ScanError, ScanTooLarge, ScanTooSmall, UnreadableScan, UnsupportedScan
 from serving.phantom import ct_slice, dicom_bytes
 from serving.scans import decode, from_hu
@@ -116,6 +128,56 @@ def test_palettes_are_looked_up() -> None:
 def test_compressed_pixels_are_decoded(frame: bytes, syntax: str, tolerance: int) -> None:
     pixels = decode(compressed(frame, UID(syntax))).pixels
     assert np.abs(pixels.astype(int) - GRADIENT).max() <= tolerance
+
+
+def lossless(pixels: np.ndarray, folder: Path) -> bytes:
+    """A frame in lossless JPEG, which only GDCM inside of ITK writes here: selection value 1, so both processes."""
+    writer = SimpleITK.ImageFileWriter()
+    writer.SetFileName(str(folder / "lossless.dcm"))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    writer.Execute(SimpleITK.GetImageFromArray(pixels[None]))
+    written = pydicom.dcmread(folder / "lossless.dcm")
+    assert written.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    return bytes(get_frame(written.PixelData, 0, number_of_frames=1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize(
+    ("syntax", "tolerance"), [(JPEGLossless, 0), (JPEGLosslessSV1, 0), (JPEGLSLossless, 0), (JPEGLSNearLossless, 2)]
+)
+def test_compressed_pixels_of_sixteen_bits_are_decoded(
+    syntax: UID, tolerance: int, dtype: type[np.integer], tmp_path: Path
+) -> None:
+    # All of the range, so that a lost byte or sign shows.
+    stored = np.linspace(np.iinfo(dtype).min, np.iinfo(dtype).max, 64 * 96).astype(dtype).reshape(64, 96)
+    stored[::7] = stored[::7, ::-1]
+    if syntax in (JPEGLossless, JPEGLosslessSV1):
+        frame = lossless(stored, tmp_path)
+    else:
+        frame = bytes(encode_array(stored.view(np.uint16), lossy_error=tolerance))
+    dataset = pydicom.dcmread(io.BytesIO(compressed(frame, syntax, with_pixels(stored))))
+    found = decode_stored(dataset).astype(int)
+    assert np.abs((found - stored + 2**15) % 2**16 - 2**15).max() <= tolerance
+    if tolerance:
+        assert (found != stored).any()
+    # Nearly the least value of a sign may become the greatest: only what is exact is the same picture.
+    if not tolerance:
+        np.testing.assert_array_equal(decode(saved(dataset)).pixels, decode(with_pixels(stored)).pixels)
+
+
+def test_extended_jpeg_is_decoded_in_eight_bits_and_in_twelve() -> None:
+    extended = UID("1.2.840.10008.1.2.4.51")
+    eight = decode(compressed(jpeg("JPEG", quality=95), extended)).pixels
+    assert np.abs(eight.astype(int) - GRADIENT).max() <= 4
+    path = get_testdata_file("JPGExtended.dcm", download=False)
+    dataset = pydicom.dcmread(path)
+    assert dataset.BitsStored == 12
+    # As pydicom's own tests have them, of two decoders.
+    assert [decode_stored(dataset)[at] for at in ((420, 140), (230, 120))] == [244, 95]
+    # It is of nuclear medicine.
+    dataset.Modality = "CR"
+    assert [decode(saved(dataset)).pixels[at] for at in ((420, 140), (230, 120))] == [236, 92]
 
 
 def test_run_lengths_are_decoded_and_bounded() -> None:

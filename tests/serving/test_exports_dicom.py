@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedCTImageStorage
 
 from serving.errors import CanNotExport
-from serving.exports import Case, possible, write
+from serving.exports import Case, possible, write, write_possible
 from serving.exports.codes import LUNG_PERCENT, MANIFESTATION_CODES, PRIVATE, PROBABILITY
 from serving.exports.segmentations import segmentation, segments_of
 from serving.exports.sources import PATIENT, STUDY
@@ -439,6 +439,23 @@ def test_files_of_several_frames_each_are_refused() -> None:
     case = study_case(open_volume(zipped([enhanced(axial()), enhanced(above)])))
     with pytest.raises(CanNotExport, match="got 2 files of several frames"):
         segmentation(case)
+
+
+def test_too_many_marked_slices_are_why_there_is_no_segmentation_and_take_no_other_file_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = study_case(volume_of("axial"))
+    monkeypatch.setattr("serving.exports.segmentations.MAX_SEG_VOXELS", 99)
+    assert "seg" in possible(case)
+    with pytest.raises(CanNotExport, match=r"seg: expected at most 99 voxels of segments, got [\d,]+; NIfTI takes"):
+        write(case, ["json", "seg"], tmp_path / "all", "case")
+    assert not [*(tmp_path / "all").iterdir()]
+    # The report is written after the segmentation, and then refers to slices.
+    made, refused = write_possible(case, ["sr", "seg", "json"], tmp_path, "case")
+    assert [*made] == ["sr", "json"]
+    assert all(path.is_file() for paths in made.values() for path in paths)
+    assert [*refused] == ["seg"]
+    assert refused["seg"].startswith("seg: expected at most 99 voxels")
 
 
 def test_a_damaged_header_is_why_there_is_no_object_and_takes_no_other_file_with_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +167,17 @@ def test_a_stream_that_did_not_run_has_no_file(tmp_path: Path) -> None:
     case = study_case(volume)
     report = replace(case.study, masks={**case.study.masks, "consolidation": None})
     assert "consolidation" not in written(Case.of_volume(volume, report), tmp_path)
+
+
+def test_masks_on_the_voxels_of_a_file_are_in_memory_once() -> None:
+    hu = np.resize(block(), (60, 160, 64)).astype(np.int16)
+    case = study_case(open_volume(nifti_bytes(hu, affine_ras((2, 1, 0), (1, 1, 1), (1, 1, 1)))))
+    tracemalloc.start()
+    try:
+        masks = case.source_masks("all")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert masks.shape == hu.shape
+    assert masks.any()
+    assert peak < 1.5 * masks.nbytes

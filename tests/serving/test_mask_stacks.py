@@ -28,6 +28,16 @@ def test_slices_come_back_as_they_were_put_in_whatever_order() -> None:
     assert stack.array().shape == SHAPE
 
 
+def test_a_view_of_an_array_in_another_order_is_filled() -> None:
+    stack = MaskStack(SHAPE)
+    stack.put(3, classes(3))
+    source = np.zeros((72, 60, 5), np.uint8)
+    stack.fill(source.transpose(2, 1, 0)[::-1])
+    np.testing.assert_array_equal(source, stack.array()[::-1].transpose(2, 1, 0))
+    with pytest.raises(GeometryError, match=r"expected an array \[5, 60, 72\] to fill, got \[72, 60, 5\]"):
+        stack.fill(source)
+
+
 def test_a_slice_is_the_last_that_was_put_also_where_that_is_empty() -> None:
     stack = MaskStack(SHAPE)
     stack.put(1, classes(1))

@@ -101,6 +101,13 @@ def dicom_slice(
     return dataset
 
 
+def dicom_frames(stored: np.ndarray, **elements: Any) -> Dataset:
+    """A file of several CT frames of HU (frame, row, column), without places."""
+    dataset = dicom_slice(stored[0], None, NumberOfFrames=len(stored), **elements)
+    dataset.PixelData = (stored.astype(np.int32) + 1024).astype("<i2").tobytes()
+    return dataset
+
+
 def dicom_series(values: np.ndarray, affine_lps: np.ndarray, series: str = "1.2.3", **elements: Any) -> list[Dataset]:
     """Slices of an array (slice, row, column); the affine's columns are in that order."""
     steps, spacing = affine_lps[:3, :3], np.linalg.norm(affine_lps[:3, :3], axis=0)
