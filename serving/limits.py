@@ -12,9 +12,9 @@ from typing import Final
 from serving.errors import LungstreamsError, ScanTooLarge, ScanTooSmall, UnreadableScan
 
 MAX_FILE_BYTES: Final = 64 * 2**20
-"""Most bytes of a file: an uncompressed 16-bit image of `MAX_PIXELS`."""
+"""Most bytes of a file: room for an uncompressed 16-bit image of `MAX_PIXELS`."""
 
-MAX_PIXELS: Final = 32 * 2**20
+MAX_PIXELS: Final = 30 * 2**20
 """Most pixels of an image. The largest radiography detectors have about 20 million."""
 
 MAX_DECODED_BYTES: Final = 3 * MAX_PIXELS

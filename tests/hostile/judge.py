@@ -8,8 +8,8 @@ from tests.reliability import Row, Tally
 MAX_CPU_S = 5.0
 """Seconds of processor time that a file may take. Time on the clock would measure who else is on the machine."""
 
-MAX_PEAK_BYTES = 2**30
-"""How far the memory of the process may rose for it."""
+MAX_PEAK_BYTES = 10**9
+"""How far the memory of the process may rise for it."""
 
 
 class Judge:
