@@ -54,12 +54,12 @@ MAX_STUDY_BYTES: Final = 2 * 2**30
 MAX_HEADER_BYTES: Final = 96 * 2**20
 """Most bytes of a DICOM file before its pixels, what is read twice counted twice. Frames take some kB each."""
 
-MAX_HEADER_READS: Final = 180_000
+MAX_HEADER_READS: Final = 140_000
 """Most pieces that a DICOM header is read in: two or three for each element, items and fragments. Some hundreds are
 usual, and some dozens for each frame of an enhanced CT."""
 
-MAX_STUDY_READS: Final = 1_500_000
-"""Most pieces that the headers of a study are read in: three hundred for each of `MAX_STUDY_FILES`."""
+MAX_STUDY_READS: Final = 1_200_000
+"""Most pieces that the headers of a study are read in: three hundred for each of `MAX_SLICES`."""
 
 MAX_META_BYTES: Final = 64 * 2**10
 """Most bytes of a DICOM file's meta group."""
