@@ -172,7 +172,7 @@ def document(rows: Iterable[Row]) -> str:
         slowest = "" if row.slowest_s is None else f"{row.slowest_s:.2f} s"
         counts = (row.requests, row.answered, row.refused, row.lost, row.wrong)
         cells = (
-            f"{row.what}{' **failed**' if row.failed else ''}",
+            f"{row.what}{row.note and f'; {row.note}'}{' **failed**' if row.failed else ''}",
             *(f"{count:,}" for count in counts),
             memory,
             slowest,

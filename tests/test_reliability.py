@@ -75,3 +75,4 @@ def test_the_document_has_a_table_for_each_group() -> None:
     assert "## Overload" in text
     assert "| killed | 1,200 | 1,000 | 200 | 0 | 0 | 5 MiB | 1.25 s |" in text
     assert "| burst | 2 | 2 | 0 | 0 | 0 |  |  |" in text
+    assert "| soak; it grew | 1 | 1 |" in document([Row("Soak", "soak", 1, 1, 0, 0, 0, note="it grew")])

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 from serving.labels import DIAGNOSES
 from serving.tritonserver import TritonServer
-from tests.browser.pages import CHROMIUM, CHROMIUM_ARGS, DESKTOP, PHONE, open_page, open_tab
+from tests.browser.pages import CHROMIUM, CHROMIUM_ARGS, DESKTOP, PATIENCE_MS, PHONE, open_page, open_tab
 from tests.demo.page_process import served_page
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
@@ -49,6 +49,7 @@ PICTURES: tuple[tuple[str, Callable[[Page], None], ViewportSize], ...] = (
 
 def main(folder: Path = IMAGES) -> None:
     """Makes them, each twice: the first reading of a server is slower than those that follow."""
+    expect.set_options(timeout=PATIENCE_MS)
     server = TritonServer()  # At the ports that its users see.
     with server, served_page(server.grpc_url) as url, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
