@@ -12,7 +12,7 @@ import gradio as gr
 from demo import folder, panels
 from demo.downloads import fetch
 from demo.folders import kept
-from demo.parts import AT_ONCE, SHOW_RESULT, chosen_thresholds, html, shown, threshold_sliders
+from demo.parts import AT_ONCE, SHOW_RESULT, chosen_thresholds, directory_button, html, shown, threshold_sliders
 from demo.site import Site, Stops
 from serving.errors import LungstreamsError
 
@@ -50,13 +50,7 @@ class FolderTab:
                     type="filepath",
                     elem_id="files",
                 )
-                self.folder = gr.UploadButton(
-                    "Or choose a whole folder",
-                    file_count="directory",
-                    size="sm",
-                    elem_id="directory",
-                    elem_classes="ls-directory",
-                )
+                self.folder = directory_button("Or choose a whole folder", "directory")
                 self.thresholds = threshold_sliders("folder-")
                 self.go = gr.Button("Read the files", variant="primary", elem_id="folder-go", elem_classes="ls-go")
                 self.cancel = gr.Button(

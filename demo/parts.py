@@ -47,6 +47,11 @@ def shown(value: str) -> Any:
     return gr.update(value=value, visible=bool(value))
 
 
+def directory_button(label: str, elem_id: str) -> Any:
+    """What a folder is chosen by, whose files are all sent."""
+    return gr.UploadButton(label, file_count="directory", size="sm", elem_id=elem_id, elem_classes="ls-directory")
+
+
 def threshold_sliders(prefix: str = "") -> list[Any]:
     """The gates' thresholds in an accordion, in the order of `THRESHOLD_NAMES`.
 

@@ -11,7 +11,7 @@ from demo import caution, panels, study_panels
 from demo.axis_plot import axis_plot
 from demo.downloads import Downloads
 from demo.examples import Example, example_button
-from demo.parts import Layers, html, shown, threshold_sliders
+from demo.parts import Layers, directory_button, html, shown, threshold_sliders
 from demo.site import Site
 from demo.study import Progress, Shelf, StudyView, picture
 from serving import exports
@@ -50,13 +50,7 @@ class VolumeScreen:
         self.files = gr.File(
             label="CT study: NIfTI, zip, or DICOM files", file_count="multiple", type="filepath", elem_id="study"
         )
-        self.folder = gr.UploadButton(
-            "Or choose the folder of a series",
-            file_count="directory",
-            size="sm",
-            elem_id="study-directory",
-            elem_classes="ls-directory",
-        )
+        self.folder = directory_button("Or choose the folder of a series", "study-directory")
         with gr.Column(elem_classes="ls-examples"):
             html('<h2 class="ls-small">Or try a drawn phantom</h2>')
             self.button = example_button(self.example)

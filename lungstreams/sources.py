@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from serving.archives import ZIP_MAGICS
-from serving.dicom import MODALITY_OF_TAG
 from serving.dicom_headers import DICOM_MAGIC, PREAMBLE_BYTES, inflated, read_dicom
 from serving.errors import RequestError, ScanError
 from serving.limits import fence
-from serving.nifti import HEAD_BYTES, is_nifti
+from serving.nifti import HEAD_BYTES
 from serving.rasters import JPEG_MAGIC, PNG_MAGIC
+from serving.studies import ct_frames, is_study_head
 
 MAX_BATCH_FILES: Final = 200_000
 """Most files of a folder that is searched through: what names and series of take some hundred MiB."""
@@ -176,7 +175,7 @@ def _sniff(path: Path) -> _Seen:
             head = stream.read(HEAD_BYTES)
     except OSError:
         return _Seen()
-    if head.startswith(ZIP_MAGICS) or is_nifti(head):
+    if is_study_head(head):
         return _Seen(is_study=True)
     if head.startswith(DICOM_MAGIC, PREAMBLE_BYTES):
         return _sniff_dicom(path)
@@ -190,9 +189,8 @@ def _sniff_dicom(path: Path) -> _Seen:
             if "Rows" not in header or "LOCALIZER" in (header.get("ImageType") or ()):
                 # Directories, reports, presentation states; and the scanner's own overview of what it is to scan.
                 return _Seen(is_scan=False)
-            if MODALITY_OF_TAG.get(str(header.get("Modality"))) != "ct":
+            if (frames := ct_frames(header)) is None:
                 return _Seen()
-            frames = int(header.get("NumberOfFrames") or 1)
             return _Seen(is_study=frames > 1, series_uid=str(header.get("SeriesInstanceUID") or ""))
     except ScanError:
         # It will be told why when it is read.

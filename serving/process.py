@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -121,8 +121,7 @@ def spawn(arguments: Sequence[str], environment: Mapping[str, str], log_path: Pa
 def children_of(pid: int) -> frozenset[int]:
     """The processes that a process has started and that have not ended."""
     # Not by the kernel's own lists of children (proc(5)): they may leave some out while others come and go.
-    processes = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
-    return frozenset(process for process in processes if runs_below(process, pid))
+    return frozenset(process for process in _processes() if runs_below(process, pid))
 
 
 def runs_below(pid: int, parent: int) -> bool:
@@ -136,13 +135,22 @@ def is_stopped(pid: int) -> bool:
     return _state_and_parent(pid)[0] == "T"
 
 
+def _processes() -> Iterator[int]:
+    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+
+
 def _state_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        # "17 (a name (of any kind)) S 1 ..."
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return "X", 0
+    state, parent, *_ = _stat(pid) or ("X", "0")
     return state, int(parent)
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc(5) says of a process from its state on; nothing of one that has ended."""
+    try:
+        # "17 (a name (of any kind)) S 1 17 ..."
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def command_of(pid: int) -> tuple[str, ...]:
@@ -176,15 +184,8 @@ def instances_of(server: int) -> frozenset[str]:
 
 def processor_s(group: int) -> float:
     """Processor time that the living processes of a group have taken, in seconds."""
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        # "17 (a name (of any kind)) S 1 17 ...", see proc(5)
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
+    stats = (_stat(pid) for pid in _processes())
+    ticks = sum(int(stat[11]) + int(stat[12]) for stat in stats if stat and int(stat[2]) == group)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -60,8 +60,7 @@ class StartWatch:
             DisturbedStart: If it will not end well.
         """
         now = self._clock()
-        running = instances_of(self._pid)
-        self._seen |= running
+        running = self._running()
         if running >= self._seen:
             self._all_there_at = now
         elif now - self._all_there_at > LOST_S and "failed to load" not in (word := last_word(self._log_path)):
@@ -78,8 +77,7 @@ class StartWatch:
         Raises:
             DisturbedStart: If one of them has ended.
         """
-        running = instances_of(self._pid)
-        self._seen |= running
+        running = self._running()
         if not running >= self._seen:
             raise DisturbedStart(f"Triton lost {self._missing(running)} while starting, and is ready without")
         return running
@@ -93,6 +91,11 @@ class StartWatch:
         word = last_word(self._log_path)
         kind = DisturbedStart if status < 0 or NOT_HEALTHY in word else ServerStartError
         return kind(f"Triton ended while starting: {word}")
+
+    def _running(self) -> frozenset[str]:
+        running = instances_of(self._pid)
+        self._seen |= running
+        return running
 
     def _missing(self, running: frozenset[str]) -> str:
         return ", ".join(sorted(self._seen - running))

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
+
 from serving.archives import ZIP_MAGICS
 from serving.dicom import MODALITY_OF_TAG
 from serving.dicom_headers import DICOM_MAGIC, PREAMBLE_BYTES, inflated, read_dicom
@@ -51,15 +53,25 @@ def is_study_file(path: Path) -> bool:
     try:
         with fence("a file that can be read"), path.open("rb") as stream:
             head = stream.read(HEAD_BYTES)
-            if is_nifti(head) or head.startswith(ZIP_MAGICS):
+            if is_study_head(head):
                 return True
             if not head.startswith(DICOM_MAGIC, PREAMBLE_BYTES):
                 return False
-            header = read_dicom(inflated(stream), stop_before_pixels=True)
-            is_ct = MODALITY_OF_TAG.get(str(header.get("Modality"))) == "ct"
-            return is_ct and int(header.get("NumberOfFrames") or 1) > 1
+            return (ct_frames(read_dicom(inflated(stream), stop_before_pixels=True)) or 0) > 1
     except ScanError:
         return False
+
+
+def is_study_head(head: bytes) -> bool:
+    """Whether a file is NIfTI or a zip, by its first `HEAD_BYTES` bytes or more."""
+    return is_nifti(head) or head.startswith(ZIP_MAGICS)
+
+
+def ct_frames(header: pydicom.Dataset) -> int | None:
+    """How many frames a CT in DICOM says that it has; None of what is no CT. To be called inside of a fence."""
+    if MODALITY_OF_TAG.get(str(header.get("Modality"))) != "ct":
+        return None
+    return int(header.get("NumberOfFrames") or 1)
 
 
 def _is_nifti(source: Path | bytes) -> bool:

@@ -77,12 +77,9 @@ def write(case: Case, kinds: Sequence[str], folder: Path, prefix: str) -> dict[s
         OSError: If a file can not be written.
     """
     _check(kinds, prefix)
-    for name in kinds:
-        if (refusal := _KINDS[name].refusal(case)) is not None:
-            raise CanNotExport(f"{name}: {refusal}")
-    placed, refused = _written(case, kinds, folder, prefix, none_without_all=True)
-    assert not refused
-    return placed
+    for refusal in _refusals(case, kinds).values():
+        raise CanNotExport(refusal)
+    return _written(case, kinds, folder, prefix)
 
 
 def write_possible(
@@ -107,31 +104,33 @@ def write_possible(
         OSError: As `write`.
     """
     _check(kinds, prefix)
-    return _written(case, kinds, folder, prefix, none_without_all=False)
+    refused = _refusals(case, kinds)
+    made = _written(case, [name for name in kinds if name not in refused], folder, prefix, refused)
+    return made, {name: refused[name] for name in kinds if name in refused}
+
+
+def _refusals(case: Case, kinds: Sequence[str]) -> dict[str, str]:
+    """What can be told before anything is made."""
+    said = {name: _KINDS[name].refusal(case) for name in kinds}
+    return {name: f"{name}: {refusal}" for name, refusal in said.items() if refusal is not None}
 
 
 def _written(
-    case: Case, kinds: Sequence[str], folder: Path, prefix: str, *, none_without_all: bool
-) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    case: Case, kinds: Sequence[str], folder: Path, prefix: str, refused: dict[str, str] | None = None
+) -> dict[str, tuple[Path, ...]]:
+    """The files by kind; a kind that can not be made is added to `refused`, without which it is raised."""
     made: dict[str, tuple[Path, ...]] = {}
-    refused: dict[str, str] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lungstreams-", dir=folder) as staging:
-        for name, kind in _KINDS.items():
-            if name not in kinds:
-                continue
-            if (refusal := kind.refusal(case)) is not None:
-                refused[name] = f"{name}: {refusal}"
-                continue
+        for name in (name for name in _KINDS if name in kinds):
             try:
-                made[name] = kind.write(case, Path(staging), prefix)
+                made[name] = _KINDS[name].write(case, Path(staging), prefix)
             except CanNotExport as error:
-                if none_without_all:
+                if refused is None:
                     raise
                 refused[name] = str(error)
         placed = {name: tuple(path.replace(folder / path.name) for path in paths) for name, paths in made.items()}
-    asked = tuple(dict.fromkeys(kinds))
-    return {k: placed[k] for k in asked if k in placed}, {k: refused[k] for k in asked if k in refused}
+    return {name: placed[name] for name in dict.fromkeys(kinds) if name in placed}
 
 
 def _check(kinds: Sequence[str], prefix: str) -> None:

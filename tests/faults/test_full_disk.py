@@ -15,7 +15,7 @@ from demo import guard
 from serving import phantom
 from serving.process import children_of
 from serving.tritonserver import TritonServer
-from tests.demo.page_process import free_port, served_page
+from tests.demo.page_process import free_port, served_page, upload
 from tests.faults.small_disk import NO_ROOM_WORDS, SmallDisk, small_disk
 from tests.reliability import Tally, record
 from tests.test_cli import ANY_PORTS, COMMAND, Serving, lungstreams, only_line
@@ -97,20 +97,16 @@ def test_an_upload_that_finds_no_room_is_told_so_and_the_page_lives_on(disk: Sma
     tally = Tally()
     own = {"TMPDIR": str(disk.folder), "GRADIO_TEMP_DIR": str(disk.folder / "cache")}
     before = children_of(os.getpid())
-
-    def upload(url: str) -> httpx.Response:
-        return httpx.post(f"{url}/gradio_api/upload", files={"files": ("scan.png", SCAN)}, timeout=60)
-
     with served_page(f"127.0.0.1:{free_port()}", environment=own, log=tmp_path / "log") as url:
         (page,) = children_of(os.getpid()) - before
         used = disk.used_bytes()
         with disk.full(page):
             for _ in range(3):
-                answer = upload(url)
+                answer = upload(url, SCAN)
                 (tally.refuse if (answer.status_code, answer.text) == (507, guard.NO_ROOM) else tally.mistake)()
             assert httpx.get(f"{url}{guard.HEALTH_PATH}", timeout=60).status_code == 200
         assert disk.used_bytes() == used
-        assert upload(url).status_code == 200
+        assert upload(url, SCAN).status_code == 200
         tally.answer()
     assert "Traceback" not in (tmp_path / "log").read_text()
     row = record(tally.row("uploads to a page whose disk is full, and with room again", group=GROUP))

@@ -67,7 +67,7 @@ def suffix_of(data: bytes) -> str:
 
 
 def is_sent(name: str, data: bytes) -> bool:
-    # An empty file, Gradio's own client does not send. What is too large is test_upload_limits.py's.
+    # An empty file, Gradio's own client does not send. What is too large is tests/demo/test_page_limits.py's.
     if not 0 < len(data) <= MAX_FILE_BYTES:
         return False
     return IS_LONG or (len(data) < SHORT_BYTES and name in FEW_BOMBS)
